@@ -41,6 +41,9 @@ func TestPreambleAdmitsOnlyTheSameKeyPortAndDirection(t *testing.T) {
 				admitted <- err
 			}()
 			perr := c.prove(a)
+			if perr != nil {
+				a.Close()
+			}
 			aerr := <-admitted
 			a.Close()
 			if c.passes != (perr == nil) || c.passes != (aerr == nil) {
