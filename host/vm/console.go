@@ -106,6 +106,31 @@ func (c *Console) Tail(n int) []string {
 	return lines
 }
 
+// Panic returns what the guest's kernel said last when it panicked, e.g.
+// "Attempted to kill init! exitcode=0x00000100", or "".
+func (c *Console) Panic() string {
+	const mark = "Kernel panic - not syncing: "
+	c.mu.Lock()
+	text := string(c.tail)
+	c.mu.Unlock()
+	i := strings.LastIndex(text, mark)
+	if i < 0 {
+		return ""
+	}
+	line, _, _ := strings.Cut(text[i+len(mark):], "\n")
+	return strings.TrimSpace(printable(line))
+}
+
+// GuestReset is the end of a machine whose guest has reset it, which no guest
+// of ours does unless its kernel panics.
+func (c *Console) GuestReset() *ExitError {
+	e := &ExitError{Reason: "the guest reset it", Console: c.Tail(ConsoleLines)}
+	if p := c.Panic(); p != "" {
+		e.Reason = "the guest's kernel panicked: " + p
+	}
+	return e
+}
+
 // printable drops what would drive the reader's terminal.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {

@@ -21,7 +21,7 @@ const (
 
 // transitions lists, for each state, the states that may follow.
 var transitions = map[State][]State{
-	Created:  {Starting, Stopped},
+	Created:  {Starting, Stopping, Stopped}, // without Starting: killed before it was started
 	Starting: {Running, Stopping, Stopped},
 	Running:  {Stopping, Stopped},
 	Stopping: {Stopped},
@@ -56,6 +56,14 @@ func (l *Life) To(to State) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.transition(to)
+}
+
+// Abandon moves a machine that was never started to Stopping, so that it can
+// not be started any more, and reports whether it did.
+func (l *Life) Abandon() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state == Created && l.transition(Stopping) == nil
 }
 
 // End moves the machine to Stopped, keeps err for Err and closes Done. It is

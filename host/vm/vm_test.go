@@ -24,7 +24,7 @@ func TestLifeRefusesWhatTheTableDoesNotHave(t *testing.T) {
 		bad  vm.State
 	}{
 		{nil, vm.Running},
-		{nil, vm.Stopping},
+		{[]vm.State{vm.Stopping}, vm.Starting},
 		{[]vm.State{vm.Starting}, vm.Starting},
 		{[]vm.State{vm.Starting, vm.Running}, vm.Starting},
 		{[]vm.State{vm.Starting, vm.Stopping}, vm.Running},

@@ -90,7 +90,7 @@ func (m *Memory) run(ctx context.Context, console *vm.Console) {
 	err := m.guest(ctx, g)
 	if err != nil {
 		fmt.Fprintf(console, "Kernel panic - not syncing: Attempted to kill init! %v\n", err)
-		m.end(&vm.ExitError{Reason: "the guest's kernel panicked", Console: console.Tail(vm.ConsoleLines)})
+		m.end(console.GuestReset())
 	}
 	m.end(nil)
 	_ = m.life.To(vm.Stopping)
@@ -116,17 +116,14 @@ func (m *Memory) end(exit error) {
 
 // Kill is described at vm.Machine.
 func (m *Memory) Kill() error {
-	m.mu.Lock()
-	m.killed = true
-	created := m.cancel == nil && m.life.State() == vm.Created
-	m.mu.Unlock()
-	if created {
+	if m.life.Abandon() {
 		m.net.close()
 		m.life.End(nil)
 	}
-	if m.life.State() == vm.Running {
-		_ = m.life.To(vm.Stopping)
-	}
+	m.mu.Lock()
+	m.killed = true
+	m.mu.Unlock()
+	_ = m.life.To(vm.Stopping)
 	m.net.close()
 	m.end(nil)
 	<-m.life.Done()
@@ -183,7 +180,7 @@ func (g *GuestNet) PowerOff() { g.m.end(nil) }
 // Crash ends the machine as a kernel's panic does.
 func (g *GuestNet) Crash() {
 	fmt.Fprintln(g.console, "Kernel panic - not syncing: sysrq triggered crash")
-	g.m.end(&vm.ExitError{Reason: "the guest's kernel panicked", Console: g.console.Tail(vm.ConsoleLines)})
+	g.m.end(g.console.GuestReset())
 }
 
 // Console writes to the machine's console.

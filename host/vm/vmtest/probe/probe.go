@@ -28,7 +28,7 @@ const (
 	Dial     = "dial"     // "dial PORT": connects to the host's PORT and echoes there
 )
 
-// CrashMark is in the last lines of the console after Crash.
+// CrashMark is in the reason of the machine's end after Crash.
 const CrashMark = "panic"
 
 // Guest is what the probe needs of the machine that it runs in.

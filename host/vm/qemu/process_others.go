@@ -1,0 +1,7 @@
+//go:build !linux && !darwin
+
+package qemu
+
+import "syscall"
+
+func attributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }
