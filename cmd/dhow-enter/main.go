@@ -1,0 +1,7 @@
+//go:build linux
+
+package main
+
+import "dhow/guest/runtime/enter"
+
+func main() { enter.Main() }

@@ -1,0 +1,428 @@
+//go:build linux
+
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"dhow/guest/runtime/enter"
+	"dhow/internal/errdefs"
+
+	"golang.org/x/sys/unix"
+)
+
+// IO is what a process has as standard streams: the process' ends, which the
+// caller closes once Create or Exec has returned; nil is the null device. With
+// Terminal they are ignored: a pty is opened inside of the container, and its
+// master handed out by Terminal().
+type IO struct {
+	Terminal              bool
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	Code      int // exit status, or 128 + the number of the signal
+	Signaled  bool
+	OOMKilled bool // the kernel killed a process of the container for want of memory while this one ran
+	At        time.Time
+}
+
+// Process is a process that a Runtime started: the first of a container, or
+// one from Exec. Its methods may be called concurrently.
+type Process struct {
+	id      string
+	pid     int
+	pidfd   *os.File
+	control *os.File // socket to dhow-enter until the program runs
+	pending []byte   // read from control, but not yet a whole report
+
+	mu       sync.Mutex
+	terminal *os.File
+
+	done chan struct{} // closed when the process has ended and exit is set
+	exit Exit
+}
+
+// ID is the name that the caller gave.
+func (p *Process) ID() string { return p.id }
+
+// Pid is the process id as this process' PID namespace sees it. It can be
+// reused by another process once Wait's channel is closed.
+func (p *Process) Pid() int { return p.pid }
+
+// PidFD is a descriptor of the process, open until its container is deleted
+// (for an exec: until it has ended). It belongs to the Process.
+func (p *Process) PidFD() int { return int(rawFD(p.pidfd)) }
+
+// Terminal is the master of the pty, nil without one. It belongs to the
+// caller, who closes it.
+func (p *Process) Terminal() *os.File {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.terminal
+}
+
+// Resize sets the size of the terminal, in characters.
+func (p *Process) Resize(width, height uint16) error {
+	t := p.Terminal()
+	if t == nil {
+		return errdefs.New(errdefs.Conflict, "the process has no terminal")
+	}
+	rc, err := t.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ierr error
+	if err := rc.Control(func(fd uintptr) {
+		ierr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: height, Col: width})
+	}); err != nil {
+		return err
+	}
+	return ierr
+}
+
+// Wait returns a channel that is closed when the process has ended; then Exit
+// holds.
+func (p *Process) Wait() <-chan struct{} { return p.done }
+
+// Exit is how the process ended; it may be called once Wait's channel is closed.
+func (p *Process) Exit() Exit { return p.exit }
+
+// Signal sends sig to the process. One that has ended is NotFound.
+func (p *Process) Signal(_ context.Context, sig unix.Signal) error {
+	err := errdefs.New(errdefs.NotFound, "process %s has already finished", p.id)
+	select {
+	case <-p.done:
+		return err
+	default:
+	}
+	rc, cerr := p.pidfd.SyscallConn()
+	if cerr != nil {
+		return err
+	}
+	var serr error
+	if rc.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }) != nil || serr == unix.ESRCH {
+		return err
+	}
+	if serr != nil {
+		return fmt.Errorf("send signal %d to process %d: %w", sig, p.pid, serr)
+	}
+	return nil
+}
+
+// spawnConfig is what spawn starts dhow-enter with.
+type spawnConfig struct {
+	id         string
+	config     *enter.Config
+	io         IO
+	cgroupFD   int
+	cloneFlags uint64
+	pidNS      int        // descriptor of a PID namespace (or pidfd) to clone into; -1 = none
+	extra      []*os.File // descriptors from enter.FirstFD on
+}
+
+// spawn clones dhow-enter and sends it its config. On an error nothing is left.
+func (r *Runtime) spawn(ctx context.Context, sc spawnConfig) (p *Process, err error) {
+	ours, theirs, err := controlPair()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(theirs)
+	var null *os.File
+	defer func() {
+		if null != nil {
+			_ = null.Close()
+		}
+	}()
+	files := make([]uintptr, 0, enter.FirstFD+len(sc.extra))
+	for _, f := range []*os.File{sc.io.Stdin, sc.io.Stdout, sc.io.Stderr} {
+		if f == nil || sc.io.Terminal {
+			if null == nil {
+				if null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
+					return nil, errors.Join(err, ours.Close())
+				}
+			}
+			f = null
+		}
+		files = append(files, f.Fd())
+	}
+	files = append(files, uintptr(theirs))
+	for _, f := range sc.extra {
+		files = append(files, f.Fd())
+	}
+	pidfd := -1
+	attr := &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   enterEnv,
+		Files: files,
+		Sys: &syscall.SysProcAttr{
+			Cloneflags:  uintptr(sc.cloneFlags),
+			UseCgroupFD: sc.cgroupFD >= 0,
+			CgroupFD:    sc.cgroupFD,
+			PidFD:       &pidfd,
+		},
+	}
+	pid, err := r.fork(sc.pidNS, attr)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("clone dhow-enter: %w", err), ours.Close())
+	}
+	if err = unix.SetNonblock(pidfd, true); err != nil {
+		err = fmt.Errorf("pidfd: %w", err)
+	}
+	p = &Process{id: sc.id, pid: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), control: ours, done: make(chan struct{})}
+	if err == nil {
+		err = p.send(ctx, sc.config)
+	}
+	if err != nil {
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		_ = p.reap()
+		return nil, errors.Join(err, p.control.Close(), p.pidfd.Close())
+	}
+	return p, nil
+}
+
+// enterEnv keeps Go's runtime in dhow-enter from starting what it does not
+// need.
+var enterEnv = []string{"GOGC=off", "GOMAXPROCS=1"}
+
+// fork starts dhow-enter; with a descriptor of a PID namespace, inside of it.
+func (r *Runtime) fork(pidNS int, attr *syscall.ProcAttr) (int, error) {
+	argv := []string{"dhow-enter"}
+	if pidNS < 0 {
+		return syscall.ForkExec(r.enterPath, argv, attr)
+	}
+	// The namespace of children is a property of the thread. While it is
+	// changed, this one is locked; Go starts no thread from a locked one. Were
+	// it not to go back, the thread would end with its goroutine.
+	type result struct {
+		pid int
+		err error
+	}
+	ch := make(chan result)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(pidNS, unix.CLONE_NEWPID); err != nil {
+			runtime.UnlockOSThread()
+			ch <- result{err: fmt.Errorf("join the PID namespace: %w", err)}
+			return
+		}
+		pid, err := syscall.ForkExec(r.enterPath, argv, attr)
+		if unix.Setns(int(r.selfPID.Fd()), unix.CLONE_NEWPID) == nil {
+			runtime.UnlockOSThread()
+		}
+		ch <- result{pid, err}
+	}()
+	res := <-ch
+	return res.pid, res.err
+}
+
+// controlPair makes the stream socket between agent and dhow-enter: our end
+// waits in the network poller, theirs blocks.
+func controlPair() (*os.File, int, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, -1, fmt.Errorf("socketpair: %w", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		_ = unix.Close(fds[0])
+		_ = unix.Close(fds[1])
+		return nil, -1, err
+	}
+	return os.NewFile(uintptr(fds[0]), "control"), fds[1], nil
+}
+
+// onCancel makes reads and writes of the control socket end with ctx.
+func (p *Process) onCancel(ctx context.Context) (stop func() bool) {
+	if ctx.Done() == nil {
+		return func() bool { return true }
+	}
+	return context.AfterFunc(ctx, func() { _ = p.control.SetDeadline(time.Unix(1, 0)) })
+}
+
+func (p *Process) send(ctx context.Context, c *enter.Config) error {
+	defer p.onCancel(ctx)()
+	b := c.Encode()
+	n := len(b)
+	b = append([]byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)}, b...)
+	if _, err := p.control.Write(b); err != nil {
+		return p.controlError(ctx, err)
+	}
+	return nil
+}
+
+// release lets dhow-enter go on to execve.
+func (p *Process) release() error {
+	_, err := p.control.Write([]byte{1})
+	return err
+}
+
+func (p *Process) controlError(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		return errGone
+	}
+	return fmt.Errorf("talk to dhow-enter: %w", err)
+}
+
+// receive returns the next report; io.EOF when dhow-enter has become the
+// program, or has died.
+func (p *Process) receive(ctx context.Context) (enter.Report, error) {
+	defer p.onCancel(ctx)()
+	rc, err := p.control.SyscallConn()
+	if err != nil {
+		return enter.Report{}, err
+	}
+	buf := make([]byte, 4096)
+	oob := make([]byte, unix.CmsgSpace(4))
+	for {
+		rep, rest, ok, err := enter.DecodeReport(p.pending)
+		if err != nil {
+			return rep, err
+		}
+		if ok {
+			p.pending = rest
+			return rep, nil
+		}
+		var n, oobn int
+		var rerr error
+		if err := rc.Read(func(fd uintptr) bool {
+			for {
+				n, oobn, _, _, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC)
+				if rerr != unix.EINTR {
+					return rerr != unix.EAGAIN
+				}
+			}
+		}); err != nil {
+			return rep, err
+		}
+		if oobn > 0 {
+			if err := p.takeTerminal(oob[:oobn]); err != nil {
+				return rep, err
+			}
+		}
+		if rerr != nil {
+			return rep, rerr
+		}
+		if n == 0 {
+			return rep, io.EOF
+		}
+		p.pending = append(p.pending, buf[:n]...)
+	}
+}
+
+// takeTerminal keeps the pty master that came with a report.
+func (p *Process) takeTerminal(oob []byte) error {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return err
+	}
+	for i := range msgs {
+		fds, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			return err
+		}
+		for _, fd := range fds {
+			if p.terminal != nil {
+				_ = unix.Close(fd)
+				continue
+			}
+			if err := unix.SetNonblock(fd, true); err != nil {
+				_ = unix.Close(fd)
+				return err
+			}
+			p.terminal = os.NewFile(uintptr(fd), "pty")
+		}
+	}
+	return nil
+}
+
+// await reads reports until one of kind want, or the end of the conversation
+// if want is 0.
+func (p *Process) await(ctx context.Context, want byte) error {
+	for {
+		rep, err := p.receive(ctx)
+		if err == io.EOF && want == 0 {
+			return nil
+		}
+		if err != nil {
+			return p.controlError(ctx, err)
+		}
+		switch rep.Kind {
+		case enter.Failed:
+			return reportError(rep)
+		case want:
+			return nil
+		}
+	}
+}
+
+// abort kills a process whose setup failed, waits for it and closes everything.
+func (p *Process) abort() {
+	_ = unix.PidfdSendSignal(int(rawFD(p.pidfd)), unix.SIGKILL, nil, 0)
+	_ = p.reap()
+	_ = p.control.Close()
+	_ = p.pidfd.Close()
+	if p.terminal != nil {
+		_ = p.terminal.Close()
+	}
+}
+
+// rawFD gives the descriptor of f without putting it into blocking mode, as
+// f.Fd would.
+func rawFD(f *os.File) (fd uintptr) {
+	fd = ^uintptr(0)
+	if rc, err := f.SyscallConn(); err == nil {
+		_ = rc.Control(func(v uintptr) { fd = v })
+	}
+	return fd
+}
+
+// childInfo is the siginfo_t of waitid on 64-bit Linux.
+type childInfo struct {
+	signo, errno, code, _ int32
+	pid, uid, status      int32
+	_                     [100]byte
+}
+
+// reap waits until the process has ended and fills exit. The goroutine is
+// parked in the network poller meanwhile: a pidfd becomes readable at the end.
+func (p *Process) reap() error {
+	rc, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var info childInfo
+	var werr error
+	err = rc.Read(func(fd uintptr) bool {
+		for {
+			werr = unix.Waitid(unix.P_PIDFD, int(fd), (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG, nil)
+			if werr != unix.EINTR {
+				return werr != nil || info.pid != 0
+			}
+		}
+	})
+	if err == nil {
+		err = werr
+	}
+	p.exit = Exit{At: time.Now(), Code: int(info.status)}
+	const cldExited = 1
+	switch {
+	case err != nil:
+		p.exit.Code = 255
+	case info.code != cldExited:
+		p.exit.Code, p.exit.Signaled = 128+int(info.status), true
+	}
+	return err
+}
