@@ -83,10 +83,10 @@ func (d *daemon) postQuit(w http.ResponseWriter, r *http.Request) {
 		// Not the request's context: a client that goes away doesn't leave half
 		// a dhowd.
 		err := d.machine.close(context.Background(), o, progress)
+		d.quit() // first, so that the closed listeners are no surprise
 		d.release()
 		return err
 	})
-	d.quit()
 }
 
 // stream runs do and sends its steps and its end as events.

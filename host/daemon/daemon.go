@@ -133,7 +133,11 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	case <-ctx.Done():
 	case err = <-served: // a listener that fails is the end of dhowd
 		left--
-		d.log.Error("a server ended", "error", err)
+		if ctx.Err() != nil {
+			err = nil // it was closed on purpose
+		} else {
+			d.log.Error("a server ended", "error", err)
+		}
 	}
 
 	// Last made, first unmade. Clients of the API hear the end of what they

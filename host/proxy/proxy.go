@@ -35,9 +35,10 @@ type Server struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-	live  int // connections counted for Clients
+	mu        sync.Mutex
+	listeners []net.Listener
+	conns     map[net.Conn]struct{}
+	live      int // connections counted for Clients
 
 	notify sync.Mutex // keeps Clients' calls in order
 	wg     sync.WaitGroup
@@ -52,7 +53,12 @@ func New(c Config) *Server {
 // Serve accepts from l until Close, or until l fails; it returns nil after
 // Close. It may run for several listeners at once.
 func (s *Server) Serve(l net.Listener) error {
-	defer context.AfterFunc(s.ctx, func() { _ = l.Close() })()
+	s.mu.Lock()
+	s.listeners = append(s.listeners, l)
+	if s.ctx.Err() != nil { // Close has been through the list already
+		_ = l.Close()
+	}
+	s.mu.Unlock()
 	var pause time.Duration
 	for {
 		c, err := l.Accept()
@@ -96,10 +102,14 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 }
 
-// Close ends every connection and waits for its goroutines. Serve returns.
+// Close closes the listeners and every connection, and waits for the
+// connections' goroutines. Serve returns.
 func (s *Server) Close() error {
 	s.cancel()
 	s.mu.Lock()
+	for _, l := range s.listeners {
+		_ = l.Close()
+	}
 	for c := range s.conns {
 		_ = c.Close()
 	}
