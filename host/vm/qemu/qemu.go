@@ -64,6 +64,8 @@ type Machine struct {
 	reason  string   // of QEMU's SHUTDOWN event, "" before it
 	quit    *time.Timer
 
+	alter func([]steps.Step) []steps.Step // of tests
+
 	// What Start has made; used by its steps and by the end of the machine,
 	// which come after each other.
 	plan     plan
@@ -103,6 +105,9 @@ func (m *Machine) Start(ctx context.Context) error {
 	defer context.AfterFunc(m.start, cancel)()
 
 	m.released = m.steps()
+	if m.alter != nil {
+		m.released = m.alter(m.released)
+	}
 	err := steps.Run(sctx, m.released)
 	if err == nil {
 		go m.run()
