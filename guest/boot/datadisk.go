@@ -98,7 +98,7 @@ func readHead(f *os.File, size int64) ([]byte, error) {
 
 func mountData(dev, dir string) error {
 	// discard: what containers and images free goes back to the host's disk.
-	return unix.Mount(dev, dir, "ext4", unix.MS_NODEV|unix.MS_NOATIME, "discard")
+	return unix.Mount(dev, dir, "ext4", unix.MS_NOATIME, "discard")
 }
 
 // check repairs the file system on dev: first what is safe without asking, and

@@ -116,7 +116,6 @@ var sysctls = [][2]string{
 	{"net/core/somaxconn", "4096"},
 	{"kernel/panic", "1"},
 	{"kernel/panic_on_oops", "1"}, // a machine in an unknown state must not go on writing
-	{"kernel/printk_devkmsg", "on"},
 	{"kernel/pid_max", "4194304"},
 	{"kernel/keys/root_maxkeys", "1000000"}, // one key ring per container
 	{"kernel/keys/root_maxbytes", "25000000"},

@@ -107,6 +107,9 @@ func (i *initProcess) stage2(raw []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := unix.Klogset(unix.SYSLOG_ACTION_CONSOLE_LEVEL, consoleLevel(boot.Debug)); err != nil {
+		i.log.error("console level: %v", err)
+	}
 	mods, err := kernelModules()
 	if err != nil {
 		return err
@@ -137,9 +140,6 @@ func (i *initProcess) stage2(raw []byte) error {
 		}
 	}
 	i.steps.mark("mounts")
-	if err := unix.Klogset(unix.SYSLOG_ACTION_CONSOLE_LEVEL, consoleLevel(boot.Debug)); err != nil {
-		i.log.error("console level: %v", err)
-	}
 	if err := <-link; err != nil {
 		i.log.error("vsock: %v", err)
 	}
