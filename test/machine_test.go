@@ -130,3 +130,13 @@ func (m *machine) status() client.Status {
 	}
 	return s
 }
+
+// busybox is the program that the image's own test image is made of.
+func (m *machine) busybox() string {
+	m.t.Helper()
+	b, err := os.ReadFile(filepath.Join(testkit.VM(m.t).Image, "busybox"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return string(b)
+}

@@ -1,0 +1,172 @@
+//go:build linux
+
+package test
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"dhow/test/fixture"
+)
+
+// errorTimeout is within what an error may take to be told.
+const errorTimeout = 30 * time.Second
+
+// testErrors wants docker's exit codes and one clear line for what a user gets
+// wrong, or a registry does.
+func testErrors(m *machine) {
+	reg := fixture.StartRegistry(m.t)
+	busybox := m.busybox()
+	tree := []fixture.Entry{fixture.Dir("bin", 0o755), fixture.File("bin/sh", 0o755, busybox), fixture.File("pad", 0o644, strings.Repeat("0123456789", 1000))}
+	img, err := fixture.Image(runtime.GOARCH, nil, tree)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	ref, _ := reg.Push(m.t, "good:1", img)
+	foreign, err := fixture.Image("s390x", nil, tree[:1])
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	foreignRef, _ := reg.Push(m.t, "foreign:1", foreign)
+	gone := fixture.StartRegistry(m.t)
+	gone.Stop()
+
+	expect := func(name string, code int, sentence string, args ...string) {
+		m.t.Helper()
+		start := time.Now()
+		r := m.dhow(args...)
+		if took := time.Since(start); took > errorTimeout {
+			m.t.Errorf("%s: took %v", name, took)
+		}
+		if r.code != code || !strings.Contains(r.err, sentence) {
+			m.t.Errorf("%s: want exit code %d and %q, got\n%s", name, code, sentence, r)
+		}
+	}
+	expect("missing image", 125, "manifest unknown", "run", "--rm", reg.Addr+"/no/such:image", "true")
+	expect("bad flag", 125, "unknown flag: --bogus", "run", "--bogus", "dhow/hello")
+	expect("bad reference", 125, "invalid reference format", "run", "UPPER//case", "true")
+	expect("registry is down", 125, "connection refused", "run", "--rm", gone.Addr+"/x:1", "true")
+	expect("published port", 125, "", "run", "--rm", "-p", "99999:1", "dhow/hello", "true")
+	expect("no host of that name", 125, "", "run", "--rm", "no-such-host.invalid/x:1", "true")
+	expect("foreign platform", 1, "s390x", "pull", "--platform", "linux/amd64", foreignRef)
+
+	reg.Corrupt.Store(true)
+	expect("digest does not match", 1, "", "pull", ref)
+	if out := m.ok("images", "-q", ref); out != "" {
+		m.t.Errorf("a corrupt image became visible: %s", out)
+	}
+	reg.Corrupt.Store(false)
+	m.ok("pull", ref) // nothing of the corrupt download is left in the way
+	m.ok("rmi", ref)
+}
+
+// testPowerCut kills QEMU while a container writes: what was acknowledged is
+// there afterwards, and nobody has to do anything.
+func testPowerCut(m *machine) {
+	images := m.ok("images", "-a", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")
+	id := m.ok("run", "-d", "--name", "writer", "dhow/hello", "sh", "-c", "i=0; while :; do i=$((i+1)); echo line $i; echo $i > /count; sync; done")
+	m.ok("create", "--name", "idle", "dhow/hello", "true")
+	deadline := time.Now().Add(time.Minute)
+	for !strings.Contains(m.ok("logs", "writer"), "line 3\n") {
+		if time.Now().After(deadline) {
+			m.t.Fatal("the container does not write")
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	daemon := m.status().PID
+	vm := qemuOf(m, daemon)
+	if err := syscall.Kill(vm, syscall.SIGKILL); err != nil {
+		m.t.Fatal(err)
+	}
+
+	out := m.ok("ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.State}} {{.Status}}")
+	lines := strings.Split(out, "\n")
+	if len(lines) != 2 || !strings.Contains(out, id+" writer exited Exited (255)") || !strings.Contains(out, " idle created Created") {
+		m.t.Errorf("after the power cut:\n%s", out)
+	}
+	if s := m.status(); s.PID != daemon || s.State != "running" {
+		m.t.Errorf("after the power cut dhowd %d is %d and the machine %s", daemon, s.PID, s.State)
+	}
+	if after := m.ok("images", "-a", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"); after != images {
+		m.t.Errorf("images before:\n%s\nafter:\n%s", images, after)
+	}
+	log := m.ok("logs", "writer")
+	if !strings.HasPrefix(log, "line 1\nline 2\n") {
+		m.t.Errorf("the log starts %.40q", log)
+	}
+	m.ok("start", "writer") // the writable layer is usable
+	count, err := strconv.Atoi(m.ok("exec", "writer", "cat", "/count"))
+	if err != nil || count < 1 {
+		m.t.Errorf("count = %d, %v", count, err)
+	}
+	m.ok("rm", "-f", "writer", "idle")
+}
+
+// testRestart wants data and containers to survive an orderly stop.
+func testRestart(m *machine) {
+	m.ok("run", "--name", "keeper", "dhow/hello", "sh", "-c", "echo kept > /note; echo logged")
+	m.ok("machine", "stop")
+	if s := m.status(); s.State != "stopped" {
+		m.t.Errorf("stopped machine is %s", s.State)
+	}
+	m.ok("machine", "start")
+	if out := m.ok("ps", "-a", "--format", "{{.Names}} {{.State}}"); out != "keeper exited" {
+		m.t.Errorf("ps -a:\n%s", out)
+	}
+	if out := m.ok("logs", "keeper"); out != "logged" {
+		m.t.Errorf("logs: %q", out)
+	}
+	m.ok("rm", "keeper")
+}
+
+// testKilledDaemon wants no orphan of a dhowd that is killed, and nothing in
+// the next one's way.
+func testKilledDaemon(m *machine) {
+	daemon := m.status().PID
+	vm := qemuOf(m, daemon)
+	if err := syscall.Kill(daemon, syscall.SIGKILL); err != nil {
+		m.t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); alive(vm); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			m.t.Fatalf("QEMU %d outlives dhowd", vm)
+		}
+	}
+	m.ok("ps")
+}
+
+func alive(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(b), ") Z ")
+}
+
+// qemuOf returns the QEMU that dhowd started.
+func qemuOf(m *machine, daemon int) int {
+	m.t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", daemon))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile(task)
+		if err != nil {
+			continue
+		}
+		for s := bufio.NewScanner(strings.NewReader(strings.ReplaceAll(string(b), " ", "\n"))); s.Scan(); {
+			name, err := os.ReadFile("/proc/" + s.Text() + "/comm")
+			if err == nil && strings.HasPrefix(string(name), "qemu-system") {
+				pid, _ := strconv.Atoi(s.Text())
+				return pid
+			}
+		}
+	}
+	m.t.Fatalf("dhowd %d has no QEMU", daemon)
+	return 0
+}
