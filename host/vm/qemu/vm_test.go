@@ -242,6 +242,7 @@ func TestVMDiesWithItsParent(t *testing.T) {
 			return err != nil || bytes.Contains(state, []byte(") Z ")) // a zombie waits for PID 1's leisure
 		})
 		if time.Now().After(deadline) {
+			_ = exec.Command("kill", append([]string{"-9"}, children...)...).Run()
 			t.Fatalf("still there: %v", children)
 		}
 	}
