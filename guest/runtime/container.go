@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"dhow/guest/runtime/cgroup"
+	"dhow/guest/runtime/seccomp"
 	"dhow/internal/errdefs"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -24,6 +25,8 @@ type Container struct {
 	runtime *Runtime
 	cgroup  *cgroup.Cgroup
 	dir     string // state directory
+	groups  []string
+	seccomp *seccomp.Program // nil = unconfined
 
 	mu      sync.Mutex
 	started bool

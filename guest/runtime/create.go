@@ -42,7 +42,8 @@ type CreateConfig struct {
 	// too, the numbers hold. Docker's default is "0", which, unlike numbers,
 	// brings the supplementary groups that /etc/group lists.
 	User string
-	// Groups are further groups by name or number (--group-add).
+	// Groups are further groups by name or number (--group-add); execs have
+	// them too.
 	Groups []string
 }
 
@@ -62,7 +63,7 @@ func (r *Runtime) Create(ctx context.Context, cc CreateConfig) (_ *Container, er
 	if err := r.reserve(cc.ID); err != nil {
 		return nil, err
 	}
-	c := &Container{runtime: r, dir: filepath.Join(r.stateDir, cc.ID)}
+	c := &Container{runtime: r, dir: filepath.Join(r.stateDir, cc.ID), groups: cc.Groups, seccomp: p.filter}
 	err = steps.Run(ctx, []steps.Step{
 		{Name: "make the state directory", Do: c.makeDir, Undo: c.removeDir},
 		{Name: "make the cgroup", Do: func(context.Context) (err error) {

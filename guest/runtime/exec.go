@@ -21,24 +21,22 @@ import (
 type ExecConfig struct {
 	ID      string         // for messages only
 	Process *specs.Process // args, env, cwd, user, capabilities, rlimits, no_new_privs
-	Seccomp *specs.LinuxSeccomp
 	IO      IO
-	User    string   // as in CreateConfig
-	Groups  []string // as in CreateConfig
+	User    string // as in CreateConfig
 }
 
 const execNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
 
 // Exec runs a further process in the container; when it returns, its program
-// runs. It has the namespaces, root and cgroup of the container's first
-// process; capabilities, user and filter are its own. An *ExecError says that
+// runs. It has the namespaces, root, cgroup, seccomp filter and further groups
+// of the container; all else is its own. An *ExecError says that
 // the program could not be executed.
 func (c *Container) Exec(ctx context.Context, ec ExecConfig) (*Process, error) {
 	if ec.Process == nil {
 		return nil, errdefs.New(errdefs.Invalid, "no process specified")
 	}
 	cfg := &enter.Config{ID: c.id, Flags: enter.Exec, Keyring: "_ses." + c.id}
-	if err := c.runtime.planProcess(cfg, ec.Process, ec.IO.Terminal, ec.User, ec.Groups, ec.Seccomp); err != nil {
+	if err := c.runtime.planProcess(cfg, ec.Process, ec.IO.Terminal, ec.User, c.groups, c.seccomp); err != nil {
 		return nil, err
 	}
 	if err := c.beginExec(); err != nil {

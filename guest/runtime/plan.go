@@ -21,6 +21,7 @@ type plan struct {
 	cloneFlags uint64
 	pidNS      string     // path of the PID namespace to clone into; "" = by cloneFlags
 	joins      []nsByPath // further namespaces by path
+	filter     *seccomp.Program
 }
 
 type nsByPath struct {
@@ -87,7 +88,13 @@ func (r *Runtime) planContainer(cc *CreateConfig) (*plan, error) {
 	if cc.IO.Terminal || s.Process.Terminal {
 		p.Flags |= enter.Console
 	}
-	return p, r.planProcess(&p.Config, s.Process, cc.IO.Terminal, cc.User, cc.Groups, s.Linux.Seccomp)
+	if s.Linux.Seccomp != nil {
+		var err error
+		if p.filter, err = seccomp.Compile(s.Linux.Seccomp); err != nil {
+			return nil, err
+		}
+	}
+	return p, r.planProcess(&p.Config, s.Process, cc.IO.Terminal, cc.User, cc.Groups, p.filter)
 }
 
 // owns reports whether the container gets the namespace for itself or by path,
@@ -152,23 +159,26 @@ func (p *plan) rootfs(cc *CreateConfig, point string) error {
 	}
 	// Mounts made later outside show up inside only where a mount asks for it.
 	p.InitPropagation = unix.MS_PRIVATE | unix.MS_REC
-	for _, m := range s.Mounts {
-		for _, o := range m.Options {
-			switch o {
-			case "slave", "rslave", "shared", "rshared":
-				p.InitPropagation = unix.MS_SLAVE | unix.MS_REC
-			}
-		}
-	}
 	if rp := s.Linux.RootfsPropagation; rp != "" {
 		flag, ok := propagations[rp]
 		if !ok {
 			return errdefs.New(errdefs.Invalid, "unknown root propagation %q", rp)
 		}
 		p.RootPropagation = flag
-		if flag&(unix.MS_SHARED|unix.MS_SLAVE) != 0 {
-			p.InitPropagation = flag
+	}
+	all := p.RootPropagation
+	for _, m := range s.Mounts {
+		for _, o := range m.Options {
+			all |= propagations[o]
 		}
+	}
+	switch {
+	case all&unix.MS_SHARED != 0:
+		// The agent's own mounts would have to be shared, and each root be
+		// mounted on a private one.
+		return errdefs.New(errdefs.Unimplemented, "shared mount propagation is not supported")
+	case all&unix.MS_SLAVE != 0:
+		p.InitPropagation = unix.MS_SLAVE | unix.MS_REC
 	}
 	return nil
 }
@@ -303,7 +313,7 @@ func (p *plan) sysctl(key, value string) error {
 
 // planProcess fills what a container's first process and an exec have in
 // common.
-func (r *Runtime) planProcess(c *enter.Config, s *specs.Process, terminal bool, user string, groups []string, filter *specs.LinuxSeccomp) error {
+func (r *Runtime) planProcess(c *enter.Config, s *specs.Process, terminal bool, user string, groups []string, filter *seccomp.Program) error {
 	if len(s.Args) == 0 {
 		return errdefs.New(errdefs.Invalid, "no command specified")
 	}
@@ -366,11 +376,7 @@ func (r *Runtime) planProcess(c *enter.Config, s *specs.Process, terminal bool, 
 		return err
 	}
 	if filter != nil {
-		prog, err := seccomp.Compile(filter)
-		if err != nil {
-			return err
-		}
-		c.Seccomp, c.SeccompFlags = prog.Bytes, prog.Flags
+		c.Seccomp, c.SeccompFlags = filter.Bytes, filter.Flags
 	}
 	return nil
 }

@@ -158,7 +158,7 @@ func (r *Runtime) spawn(ctx context.Context, sc spawnConfig) (p *Process, err er
 	}
 	files = append(files, uintptr(theirs))
 	for _, f := range sc.extra {
-		files = append(files, f.Fd())
+		files = append(files, rawFD(f))
 	}
 	pidfd := -1
 	attr := &syscall.ProcAttr{

@@ -3,7 +3,9 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 	"strings"
 
@@ -31,7 +33,11 @@ func (c *Cgroup) Limit(r *specs.LinuxResources) error {
 		if controller != "cgroup" && !c.tree.Has(controller) {
 			return errdefs.New(errdefs.Invalid, "the kernel does not offer the %s controller, which %s needs", controller, s.file)
 		}
-		if err := c.write(s.file, s.value); err != nil {
+		err := c.write(s.file, s.value)
+		if errors.Is(err, fs.ErrNotExist) && s.file == "memory.swap.max" {
+			continue // a kernel that does not account for swap: memory is limited without it
+		}
+		if err != nil {
 			return err
 		}
 	}
