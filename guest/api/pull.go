@@ -35,6 +35,9 @@ func (s *server) imageCreate(c *call) error {
 		return withStatus(http.StatusForbidden, errdefs.New(errdefs.Denied, "'scratch' is a reserved name"))
 	}
 	p := c.progress()
+	if !o.All {
+		p.title = pullTitle(o.Ref)
+	}
 	o.Progress = p.report
 	res, err := s.Images.ImagePull(c.ctx(), o)
 	if err != nil {
@@ -69,6 +72,29 @@ func joinRef(name, tag string) string {
 		return name + "@" + tag
 	}
 	return name + ":" + tag
+}
+
+// pullTitle is the first line of a pull: the tag or digest, and the repository
+// without its registry.
+func pullTitle(ref string) jsonstream.Message {
+	repo, tag, digested := strings.Cut(ref, "@")
+	if !digested {
+		tag = "latest"
+	}
+	if i := strings.LastIndexByte(repo, ':'); i > strings.LastIndexByte(repo, '/') {
+		if !digested {
+			tag = repo[i+1:]
+		}
+		repo = repo[:i]
+	}
+	registry, path, ok := strings.Cut(repo, "/")
+	if !ok || (!strings.ContainsAny(registry, ".:") && registry != "localhost") {
+		registry, path = "docker.io", repo
+	}
+	if registry == "docker.io" && !strings.Contains(path, "/") {
+		path = "library/" + path
+	}
+	return jsonstream.Message{ID: tag, Status: "Pulling from " + path}
 }
 
 // named reports whether a reference has a tag or a digest of its own.

@@ -5,6 +5,7 @@ package api
 import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 )
 
@@ -45,6 +46,9 @@ func shapeInfo(info system.Info, v version) any {
 	}
 	if info.SecurityOptions == nil {
 		info.SecurityOptions = []string{}
+	}
+	if info.Swarm.LocalNodeState == "" {
+		info.Swarm.LocalNodeState = swarm.LocalNodeStateInactive
 	}
 	if info.RegistryConfig == nil {
 		info.RegistryConfig = &registry.ServiceConfig{}

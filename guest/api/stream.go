@@ -147,10 +147,11 @@ const progressEvery = 100 * time.Millisecond
 // so an error before it can still be an HTTP error; one after it goes in-band.
 // Its methods may be called concurrently.
 type progress struct {
-	mu   sync.Mutex
-	c    *call
-	bars map[string]bar // the last report of each layer
-	err  error          // of the connection; nothing is written after it
+	title jsonstream.Message // goes before the first message, if it has a status
+	mu    sync.Mutex
+	c     *call
+	bars  map[string]bar // the last report of each layer
+	err   error          // of the connection; nothing is written after it
 }
 
 type bar struct {
@@ -210,6 +211,10 @@ func (p *progress) fail(err error) {
 }
 
 func (p *progress) send(m any) {
+	if title := p.title; title.Status != "" {
+		p.title = jsonstream.Message{}
+		p.send(title)
+	}
 	if p.err != nil {
 		return
 	}
