@@ -3,16 +3,15 @@
 package test
 
 import (
-	"bufio"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"dhow/internal/testkit"
 	"dhow/test/fixture"
 )
 
@@ -150,23 +149,9 @@ func alive(pid int) bool {
 // qemuOf returns the QEMU that dhowd started.
 func qemuOf(m *machine, daemon int) int {
 	m.t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", daemon))
-	if err != nil {
-		m.t.Fatal(err)
+	pid := testkit.QEMUOf(daemon)
+	if pid == 0 {
+		m.t.Fatalf("dhowd %d has no QEMU", daemon)
 	}
-	for _, task := range tasks {
-		b, err := os.ReadFile(task)
-		if err != nil {
-			continue
-		}
-		for s := bufio.NewScanner(strings.NewReader(strings.ReplaceAll(string(b), " ", "\n"))); s.Scan(); {
-			name, err := os.ReadFile("/proc/" + s.Text() + "/comm")
-			if err == nil && strings.HasPrefix(string(name), "qemu-system") {
-				pid, _ := strconv.Atoi(s.Text())
-				return pid
-			}
-		}
-	}
-	m.t.Fatalf("dhowd %d has no QEMU", daemon)
-	return 0
+	return pid
 }

@@ -25,6 +25,7 @@ import (
 	"dhow/host/config"
 	"dhow/host/usernet"
 	"dhow/host/vm"
+	"dhow/internal/testkit"
 )
 
 func main() {
@@ -225,7 +226,7 @@ func (b *bench) qemu() int {
 	if err != nil {
 		return 0
 	}
-	return qemuOf(s.PID)
+	return testkit.QEMUOf(s.PID)
 }
 
 func (b *bench) dhow(args ...string) (string, error) {

@@ -6,11 +6,12 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"dhow/internal/testkit"
 )
 
 // sample is one measurement: wall time, and CPU time of the virtual machine's
@@ -71,26 +72,5 @@ func processCPU(pid int) time.Duration {
 	return time.Duration(ticks) * time.Second / clockTick
 }
 
-// qemuOf returns the pid of the QEMU that process ppid started, or 0.
-func qemuOf(ppid int) int {
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		return 0
-	}
-	for _, name := range stats {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			continue
-		}
-		head, rest, ok := bytes.Cut(b, []byte(") "))
-		f := strings.Fields(string(rest))
-		if ok && len(f) > 1 && f[1] == strconv.Itoa(ppid) && bytes.Contains(head, []byte("(qemu-system")) {
-			pid, _ := strconv.Atoi(strings.Fields(string(head))[0])
-			return pid
-		}
-	}
-	return 0
-}
-
 // childCPU is the CPU time of the QEMU that process ppid started.
-func childCPU(ppid int) time.Duration { return processCPU(qemuOf(ppid)) }
+func childCPU(ppid int) time.Duration { return processCPU(testkit.QEMUOf(ppid)) }
