@@ -1,0 +1,320 @@
+//go:build linux
+
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dhow/guest/api"
+	"dhow/guest/control"
+	"dhow/guest/db"
+	"dhow/guest/engine"
+	"dhow/guest/event"
+	"dhow/guest/runtime"
+	"dhow/guest/store"
+	"dhow/internal/errdefs"
+	proto "dhow/proto/control"
+)
+
+// Options say where the agent works. Boot is nil on plain Linux: then it
+// serves the Docker API on Socket and reaches registries directly.
+type Options struct {
+	Root   string // of all data
+	Run    string // directory for what does not outlive the machine
+	Enter  string // path of dhow-enter
+	Images string // directory of archives to load at the first start; "" = none
+	Socket string // unix socket of the Docker API; "" = vsock
+
+	CgroupRoot   string // mount point of cgroup2; "" = /sys/fs/cgroup
+	CgroupParent string // of the containers' cgroups, below it
+
+	Boot      *proto.Boot
+	Steps     []proto.Step // of the boot, from init
+	DataError string       // why there is no data disk; "" = there is one
+	Version   string
+	Log       *slog.Logger
+	// Ready is called once requests are answered; nil for nobody.
+	Ready func()
+}
+
+const (
+	// stopGrace is how long containers get to end when the agent is told to.
+	stopGrace = 10 * time.Second
+	// closeTimeout bounds each step of the agent's own end.
+	closeTimeout = 5 * time.Second
+)
+
+// The API's interfaces, joined with their implementation.
+var (
+	_ api.Containers = (*engine.Engine)(nil)
+	_ api.Execs      = (*engine.Engine)(nil)
+	_ api.Images     = (*engine.Engine)(nil)
+	_ api.Networks   = (*engine.Engine)(nil)
+	_ api.System     = (*engine.Engine)(nil)
+)
+
+// Run opens everything, serves until ctx ends, and closes everything in
+// reverse order: containers are stopped, their data stays.
+func Run(ctx context.Context, o Options) error {
+	a := &agent{Options: o, marks: append([]proto.Step(nil), o.Steps...)}
+	a.mark("agent")
+	err := a.open(ctx)
+	if err == nil {
+		err = a.serve(ctx)
+	}
+	return errors.Join(err, a.close())
+}
+
+// agent is one life. closers are called last first.
+type agent struct {
+	Options
+	marks   []proto.Step
+	closers []func() error
+
+	docker, ctl net.Listener // ctl is nil on plain Linux
+	engine      *engine.Engine
+	preload     *preload
+	server      *http.Server
+}
+
+func (a *agent) onClose(f func() error) { a.closers = append(a.closers, f) }
+
+func (a *agent) close() error {
+	var errs []error
+	for i := len(a.closers) - 1; i >= 0; i-- {
+		errs = append(errs, a.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// mark notes a point of the boot.
+func (a *agent) mark(name string) {
+	a.marks = append(a.marks, proto.Step{Name: name, At: sinceBoot()})
+}
+
+func (a *agent) open(ctx context.Context) error {
+	if err := a.listen(); err != nil {
+		return err
+	}
+	if a.DataError != "" {
+		return nil // the host is told in answer to its hello
+	}
+	for _, d := range []struct {
+		path string
+		perm fs.FileMode
+	}{{a.Root, 0o711}, {a.Options.Run, 0o711}} {
+		if err := os.MkdirAll(d.path, d.perm); err != nil {
+			return err
+		}
+	}
+	meta, err := db.Open(filepath.Join(a.Root, "meta.db"))
+	if err != nil {
+		return err
+	}
+	a.onClose(meta.Close)
+	dial, cas, err := a.outside()
+	if err != nil {
+		return err
+	}
+	images, err := store.Open(ctx, store.Options{
+		Root: filepath.Join(a.Root, "store"), DB: meta, Dial: dial, RootCAs: cas, Log: a.Log.With("part", "store"), Version: a.Version,
+	})
+	if err != nil {
+		return err
+	}
+	a.onClose(images.Close)
+	a.mark("store")
+	// What a former life of the agent left running is ended before its records are read.
+	if err := endLeftovers(a.runtimeDir(), a.CgroupRoot, a.CgroupParent, a.Log); err != nil {
+		return err
+	}
+	rt, err := runtime.New(runtime.Options{
+		StateDir: a.runtimeDir(), CgroupParent: a.CgroupParent, CgroupRoot: a.CgroupRoot, Enter: a.Enter, Log: a.Log.With("part", "runtime"),
+	})
+	if err != nil {
+		return err
+	}
+	a.onClose(rt.Close)
+	a.mark("runtime")
+	nets, err := a.network(ctx)
+	if err != nil {
+		return err
+	}
+	a.mark("network")
+	a.preload = newPreload(images, meta, a.Images, a.Version, a.Log)
+	a.engine, err = engine.Open(ctx, engine.Options{
+		Root: a.Root, DB: meta, Store: a.preload, Runtime: runtimeAdapter{rt}, Network: nets, Events: &event.Bus{},
+		Log: a.Log.With("part", "engine"), Version: a.Version, APIVersion: api.Version, MinAPIVersion: api.MinVersion,
+		CPUs: goruntime.NumCPU(), BootTime: time.Now().Add(-sinceBoot()),
+	})
+	if err != nil {
+		return err
+	}
+	a.onClose(a.closeEngine)
+	a.mark("engine")
+	return nil
+}
+
+// network opens the network of a machine; plain Linux and a machine without a
+// device have none, and the modes none and host.
+func (a *agent) network(context.Context) (engine.Network, error) { return nil, nil }
+
+func (a *agent) runtimeDir() string { return filepath.Join(a.Run, "runtime") }
+
+// closeEngine stops the containers, and waits for what follows their ends.
+func (a *agent) closeEngine() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopGrace+closeTimeout)
+	defer cancel()
+	return errors.Join(a.engine.Stop(ctx, stopGrace), a.engine.Close(ctx))
+}
+
+// serve answers until ctx ends or a listener fails.
+func (a *agent) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, 3)
+	var wait []<-chan struct{}
+	run := func(f func() error) {
+		done := make(chan struct{})
+		wait = append(wait, done)
+		go func() {
+			defer close(done)
+			if err := f(); err != nil {
+				failed <- err
+			}
+		}()
+	}
+	var handler http.Handler = http.HandlerFunc(a.noData)
+	if a.engine != nil {
+		handler = api.New(api.Backends{Containers: a.engine, Execs: a.engine, Images: a.engine, Networks: a.engine, System: a.engine},
+			api.Options{Log: a.Log.With("part", "api"), Version: a.Version})
+	}
+	a.server = api.NewServer(handler, a.Log)
+	a.server.BaseContext = func(net.Listener) context.Context { return ctx }
+	run(func() error {
+		if err := a.server.Serve(a.docker); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve the Docker API: %w", err)
+		}
+		return nil
+	})
+	a.mark("ready")
+	if a.ctl != nil {
+		run(func() error { return a.serveControl(ctx) })
+		run(func() error { return a.ready(ctx) })
+	}
+	if a.Ready != nil {
+		a.Ready()
+	}
+	if a.preload != nil {
+		run(func() error { a.preload.run(ctx); return nil })
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	cancel()
+	a.stopServing()
+	for _, w := range wait {
+		<-w
+	}
+	return err
+}
+
+// stopServing ends the listeners and gives requests a moment to end: attached
+// clients end when the containers do.
+func (a *agent) stopServing() {
+	if a.ctl != nil {
+		_ = a.ctl.Close()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if err := a.server.Shutdown(ctx); err != nil {
+		_ = a.server.Close()
+	}
+}
+
+// noData answers every request with why there is no data disk.
+func (a *agent) noData(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusServiceUnavailable)
+	fmt.Fprintf(w, "{\"message\":%q}\n", "the machine has no data disk: "+a.DataError)
+}
+
+// outside gives the store its way to registries: through the host, with the
+// host's trusted roots beside the image's own, or directly on plain Linux.
+func (a *agent) outside() (dial func(context.Context, string, string) (net.Conn, error), cas *x509.CertPool, err error) {
+	if a.Boot == nil {
+		return new(net.Dialer).DialContext, nil, nil
+	}
+	if len(a.Boot.RootCAs) > 0 {
+		if cas, err = x509.SystemCertPool(); err != nil {
+			return nil, nil, fmt.Errorf("read the image's trusted roots: %w", err)
+		}
+		cas.AppendCertsFromPEM(a.Boot.RootCAs)
+	}
+	return egress{key: a.Boot.Key}.dial, cas, nil
+}
+
+// controlServer is what the host's verbs come to.
+func (a *agent) controlServer() *control.Server {
+	return &control.Server{
+		Version: a.Version,
+		Steps:   func() []proto.Step { return a.marks },
+		Ready: func(context.Context) error {
+			if a.DataError != "" {
+				return errdefs.New(errdefs.Unavailable, "the machine has no data disk: %s", a.DataError)
+			}
+			return nil
+		},
+		Stats: a.stats,
+		Stop: func(ctx context.Context, grace time.Duration) error {
+			if a.engine == nil {
+				return nil
+			}
+			ctx, cancel := context.WithTimeout(ctx, grace+closeTimeout)
+			defer cancel()
+			if err := a.engine.Stop(ctx, grace); err != nil {
+				a.Log.Warn("stop containers", "err", err)
+			}
+			unix.Sync()
+			return nil
+		},
+		PowerOff: func() {
+			if err := powerOff(); err != nil {
+				a.Log.Error("ask init to power off", "err", err)
+			}
+		},
+	}
+}
+
+func (a *agent) stats(context.Context) (proto.Stats, error) {
+	var s proto.Stats
+	var err error
+	if s.MemoryTotal, s.MemoryAvailable, err = memory(); err != nil {
+		return s, err
+	}
+	var f unix.Statfs_t
+	if err := unix.Statfs(a.Root, &f); err != nil {
+		return s, fmt.Errorf("statfs %s: %w", a.Root, err)
+	}
+	s.DiskTotal = int64(f.Blocks) * f.Bsize
+	s.DiskUsed = int64(f.Blocks-f.Bfree) * f.Bsize
+	if a.engine != nil {
+		s.RunningContainers = a.engine.Running()
+	}
+	return s, nil
+}
