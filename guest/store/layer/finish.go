@@ -1,0 +1,190 @@
+//go:build linux
+
+package layer
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// seal gives a directory its metadata; fd is open on it.
+func (n *node) seal(fd int) error {
+	if n.opaque {
+		if err := unix.Fsetxattr(fd, xattrOpaque, []byte("y"), 0); err != nil {
+			return fmt.Errorf("make %s opaque: %w", printable(n.path), os.NewSyscallError("setxattr", err))
+		}
+	}
+	if n.explicit {
+		return n.meta.set(fd)
+	}
+	return nil
+}
+
+func (t *Tree) seal(n *node) error {
+	fd, err := t.openNode(n)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return n.seal(fd)
+}
+
+// openNode opens a directory of the layer; the caller closes it.
+func (t *Tree) openNode(n *node) (int, error) {
+	fd, err := -1, error(nil)
+	switch {
+	case n.parent == nil:
+		fd, err = openDir(unix.AT_FDCWD, t.dir)
+	case n.parent.fd >= 0:
+		fd, err = openDir(n.parent.fd, n.name())
+	default:
+		at, perr := t.openNode(n.parent)
+		if perr != nil {
+			return -1, perr
+		}
+		fd, err = openDir(at, n.name())
+		_ = unix.Close(at)
+	}
+	return fd, os.NewSyscallError("open", err)
+}
+
+// Finish settles what depends on the layers below (see the package's
+// documentation). It must be called once, when these are finished. The files
+// are not synced.
+func (t *Tree) Finish(ctx context.Context, lower *Lower) error {
+	if !t.known {
+		if err := t.checkLinks(ctx, lower); err != nil {
+			return err
+		}
+	}
+	stale := make(map[*node]struct{}) // directories whose times were changed
+	for _, n := range t.dirs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if !n.explicit {
+			if err := t.inherit(n, lower); err != nil {
+				return err
+			}
+			stale[n] = struct{}{}
+		}
+		if len(n.whiteouts) > 0 {
+			if err := t.pruneWhiteouts(n, lower); err != nil {
+				return err
+			}
+			stale[n] = struct{}{}
+		}
+	}
+	if t.rootGone {
+		if err := t.hideRoot(lower); err != nil {
+			return err
+		}
+		stale[t.root] = struct{}{}
+	}
+	for n := range stale {
+		if err := t.seal(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkLinks fails with ErrNeedsParent if a directory that was made on the way
+// to a file is a symbolic link below: the file belongs behind the link.
+func (t *Tree) checkLinks(ctx context.Context, lower *Lower) error {
+	for p := range t.implied {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		e, err := lower.lookup(p)
+		if err != nil {
+			return err
+		}
+		if e.isLink() {
+			return ErrNeedsParent
+		}
+	}
+	return nil
+}
+
+// inherit gives a directory without an entry the metadata of the one below it,
+// or that of a new directory.
+func (t *Tree) inherit(n *node, lower *Lower) error {
+	now := timespec(time.Now())
+	n.meta = metadata{mode: 0o755, atime: now, mtime: now}
+	n.explicit = true // from here on it is known
+	if n == t.root {
+		if len(lower.roots) == 0 {
+			return nil
+		}
+		m, err := metadataOfFD(lower.roots[0])
+		n.meta = m
+		return err
+	}
+	if n.replaced || n.parent.hidden() {
+		return nil
+	}
+	e, err := lower.lookup(n.path)
+	if err != nil || !e.isDir() {
+		return err
+	}
+	n.meta, err = e.metadata()
+	return err
+}
+
+// pruneWhiteouts removes the whiteouts of a directory that hide nothing: in a
+// directory that only one layer has, overlayfs lists them.
+func (t *Tree) pruneWhiteouts(n *node, lower *Lower) error {
+	fd, err := t.openNode(n)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	hidden := n.hidden()
+	for base := range n.whiteouts {
+		if !hidden {
+			e, err := lower.lookup(n.join(base))
+			if err != nil {
+				return err
+			}
+			if e.found() {
+				continue
+			}
+		}
+		if err := unix.Unlinkat(fd, base, 0); err != nil {
+			return os.NewSyscallError("unlink", err)
+		}
+	}
+	return nil
+}
+
+// hideRoot hides all that the layers below have, name by name.
+func (t *Tree) hideRoot(lower *Lower) error {
+	names, err := lower.names()
+	if err != nil {
+		return err
+	}
+	fd, err := t.openNode(t.root)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	for _, name := range names {
+		if n := t.dirs[name]; n != nil {
+			n.opaque = true
+			if err := t.seal(n); err != nil {
+				return err
+			}
+			continue
+		}
+		err := unix.Mknodat(fd, name, unix.S_IFCHR, 0)
+		if err != nil && err != unix.EEXIST {
+			return os.NewSyscallError("whiteout", err)
+		}
+	}
+	return nil
+}
