@@ -214,6 +214,8 @@ func checkHost(h *container.HostConfig, cpus int) error {
 	switch {
 	case h.ShmSize < 0:
 		return bad("SHM size can not be less than 0")
+	case h.MemorySwappiness != nil && (*h.MemorySwappiness < -1 || *h.MemorySwappiness > 100):
+		return bad("Invalid value: %v, valid memory swappiness range is 0-100", *h.MemorySwappiness)
 	case h.OomScoreAdj < -1000 || h.OomScoreAdj > 1000:
 		return bad("Invalid value %d, range for oom score adj is [-1000, 1000]", h.OomScoreAdj)
 	case !h.CgroupnsMode.Valid():
@@ -277,6 +279,8 @@ func setHostDefaults(h *container.HostConfig) {
 	if h.Memory > 0 && h.MemorySwap == 0 {
 		h.MemorySwap = 2 * h.Memory
 	}
+	// cgroup v2 has neither.
+	h.OomKillDisable, h.MemorySwappiness = nil, nil
 	if h.PidsLimit != nil && *h.PidsLimit <= 0 {
 		h.PidsLimit = nil
 	}

@@ -65,6 +65,8 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (containe
 	e.making[b] = struct{}{}
 	e.mu.Unlock()
 	if b.spec, err = e.specFor(b, &b.rec); err == nil {
+		// What applies is shown, also where the defaults apply.
+		host.MaskedPaths, host.ReadonlyPaths = b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths
 		err = e.make(ctx, b)
 	}
 	e.mu.Lock()

@@ -23,6 +23,7 @@ import (
 	"dhow/guest/db"
 	"dhow/guest/event"
 	"dhow/internal/errdefs"
+	"dhow/internal/steps"
 )
 
 // runtimeName is the name of the one runtime.
@@ -225,6 +226,22 @@ func (e *Engine) save(ctx context.Context, b *box) error {
 		return nil
 	}
 	return putRecord(context.WithoutCancel(ctx), e.o.DB, &r)
+}
+
+// timed has each step log how long it took, where that is asked for.
+func (e *Engine) timed(ctx context.Context, what, id string, list []steps.Step) []steps.Step {
+	if !e.log.Enabled(ctx, slog.LevelDebug) {
+		return list
+	}
+	for i, s := range list {
+		list[i].Do = func(ctx context.Context) error {
+			begun := time.Now()
+			err := s.Do(ctx)
+			e.log.Debug(what, "container", shortID(id), "step", s.Name, "took", time.Since(begun), "err", err)
+			return err
+		}
+	}
+	return list
 }
 
 // Running returns how many containers run.

@@ -118,7 +118,7 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 	if !o.Detach && o.Streams != nil {
 		s, err := o.Streams(x.opts.Tty)
 		if err != nil {
-			x.failed()
+			x.failed(126)
 			return err
 		}
 		a = &attachment{life: x.io, s: s, keys: x.keys, stdin: x.opts.AttachStdin, closeStdin: !x.opts.Tty}
@@ -154,14 +154,16 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 }
 
 // failed ends an execution that never ran.
-func (x *execution) failed() {
-	code := 126
+func (x *execution) failed(code int) {
 	x.mu.Lock()
 	if x.code == nil {
 		x.code = &code
 	}
 	x.mu.Unlock()
 	x.io.finish(0)
+	x.box.mu.Lock()
+	delete(x.box.execs, x.id)
+	x.box.mu.Unlock()
 }
 
 // execRun starts the program and returns once it runs.
@@ -171,12 +173,12 @@ func (e *Engine) execRun(ctx context.Context, x *execution, o ExecStartOptions) 
 	task, r := b.task, b.rec
 	b.mu.Unlock()
 	if task == nil {
-		x.failed()
+		x.failed(126)
 		return notRunning(b.id)
 	}
 	ends, err := x.io.open(nil, nil)
 	if err != nil {
-		x.failed()
+		x.failed(126)
 		return err
 	}
 	size := o.ConsoleSize
@@ -197,10 +199,7 @@ func (e *Engine) execRun(ctx context.Context, x *execution, o ExecStartOptions) 
 	ends.close()
 	if err != nil {
 		code, err := describeExecStart(err)
-		x.mu.Lock()
-		x.code = &code
-		x.mu.Unlock()
-		x.io.finish(0)
+		x.failed(code)
 		return err
 	}
 	if x.opts.Tty {

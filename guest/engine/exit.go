@@ -9,7 +9,9 @@ import (
 
 	"github.com/moby/moby/api/types/events"
 
+	"dhow/guest/runtime"
 	"dhow/internal/errdefs"
+	"dhow/internal/steps"
 )
 
 // cleanupTimeout bounds the work after a container's process has ended.
@@ -34,44 +36,49 @@ func (e *Engine) watch(b *box, t Task, io *stdio) {
 	}
 }
 
+// ended does the work after an exit. Each part is done whatever became of the
+// others.
 func (e *Engine) ended(ctx context.Context, b *box, t Task, io *stdio) {
 	b.life.Lock()
 	defer b.life.Unlock()
 	exit := t.Exit()
-	io.finish(drainTimeout)
-	if err := b.log.close(); err != nil {
-		e.log.Warn("container log", "container", b.id, "err", err)
-	}
-	if e.o.Network != nil {
-		if err := e.o.Network.Detach(ctx, b.id); err != nil {
-			e.log.Error("detach container from its network", "container", b.id, "err", err)
+	for _, s := range e.timed(ctx, "exit", b.id, []steps.Step{
+		{Name: "drain streams", Do: func(context.Context) error { io.finish(drainTimeout); return nil }},
+		{Name: "close log", Do: func(context.Context) error { return b.log.close() }},
+		{Name: "detach network", Do: func(ctx context.Context) error {
+			if e.o.Network == nil {
+				return nil
+			}
+			return e.o.Network.Detach(ctx, b.id)
+		}},
+		{Name: "delete process", Do: t.Delete},
+		{Name: "change state", Do: func(context.Context) error { return b.exited(exit, io) }},
+		// On disk before anybody is told: an exit code that was seen is not lost.
+		{Name: "record the exit", Do: func(ctx context.Context) error { return e.save(ctx, b) }},
+	}) {
+		if err := s.Do(ctx); err != nil {
+			e.log.Error("after the end of a container", "container", b.id, "step", s.Name, "err", err)
 		}
-	}
-	if err := t.Delete(ctx); err != nil {
-		e.log.Error("clean up after container", "container", b.id, "err", err)
-	}
-	b.mu.Lock()
-	s := &b.rec.State
-	err := s.transition(evExit)
-	s.Pid, s.ExitCode, s.OOMKilled, s.FinishedAt = 0, exit.Code, exit.OOMKilled, exit.At.UTC()
-	ran := exit.At.Sub(s.StartedAt)
-	b.task, b.endpoint = nil, nil
-	if b.io == io {
-		b.io = nil
-	}
-	b.mu.Unlock()
-	if err != nil {
-		e.log.Error("end of container", "container", b.id, "err", err)
-	}
-	// On disk before anybody is told: an exit code that was seen is not lost.
-	if err := e.save(ctx, b); err != nil {
-		e.log.Error("save container", "container", b.id, "err", err)
 	}
 	if exit.OOMKilled {
 		e.event(b, events.ActionOOM, nil)
 	}
 	e.event(b, events.ActionDie, map[string]string{
-		"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(ran.Seconds())),
+		"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(exit.At.Sub(b.copy().State.StartedAt).Seconds())),
 	})
 	b.notify(false)
+}
+
+// exited notes how the process ended.
+func (b *box) exited(exit runtime.Exit, io *stdio) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := &b.rec.State
+	err := s.transition(evExit)
+	s.Pid, s.ExitCode, s.OOMKilled, s.FinishedAt = 0, exit.Code, exit.OOMKilled, exit.At.UTC()
+	b.task, b.endpoint = nil, nil
+	if b.io == io {
+		b.io = nil
+	}
+	return err
 }

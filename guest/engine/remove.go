@@ -104,6 +104,7 @@ func (e *Engine) removeLocked(ctx context.Context, b *box, name string) (bool, e
 	e.mu.Unlock()
 	b.mu.Lock()
 	b.removed = true
+	b.rec.State.Error = "" // those who wait for the removal are told of the exit, as by dockerd
 	next := b.io
 	close(b.gone)
 	b.mu.Unlock()

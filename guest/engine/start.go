@@ -65,7 +65,7 @@ func (e *Engine) startLocked(ctx context.Context, b *box) error {
 		return errdefs.New(errdefs.NotFound, "No such container: %s", b.id)
 	}
 	l := &launch{e: e, b: b, rec: r, io: b.streams()}
-	if err := steps.Run(ctx, l.steps()); err != nil {
+	if err := steps.Run(ctx, e.timed(ctx, "start", b.id, l.steps())); err != nil {
 		return e.startFailed(ctx, b, err)
 	}
 	b.mu.Lock()
