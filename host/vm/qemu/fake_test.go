@@ -63,6 +63,7 @@ func fakeQEMU(mode string) int {
 	}
 	fmt.Fprintln(c, version)
 	fmt.Print("early console\n")
+	full := 0
 	for s := bufio.NewScanner(c); s.Scan(); {
 		command := s.Text()
 		switch {
@@ -86,6 +87,12 @@ func fakeQEMU(mode string) int {
 			case "dies":
 				fmt.Fprintln(os.Stderr, "qemu: something broke")
 				return 3
+			case "full":
+				if full++; full == 1 {
+					fmt.Fprintln(c, `{"event": "BLOCK_IO_ERROR", "data": {"node-name": "data", "operation": "write", "action": "stop", "nospace": true, "reason": "No space left on device"}}`)
+					continue
+				}
+				fmt.Fprintln(c, `{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}`)
 			case "shutdown":
 				fmt.Fprintln(c, `{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}`)
 			case "reset":
@@ -244,7 +251,7 @@ func TestFailedStartsSayWhy(t *testing.T) {
 		class errdefs.Class
 		says  []string
 	}{
-		{"refuses", errdefs.Internal, []string{"QEMU could not start the machine", "exit status 1", "Invalid parameter 'stream'"}},
+		{"refuses", errdefs.Internal, []string{"QEMU could not start the machine: qemu: Invalid parameter 'stream'", "exit status 1"}},
 		{"old", errdefs.Unavailable, []string{"is version 6.2; dhow needs QEMU 7.2 or later"}},
 		{"oldgreeting", errdefs.Unavailable, []string{"is version 5.2; dhow needs QEMU 7.2 or later"}},
 		{"wrongstatus", errdefs.Internal, []string{"internal-error"}},
@@ -284,6 +291,7 @@ func TestEnds(t *testing.T) {
 		says []string // nil: no error
 	}{
 		{"shutdown", nil},
+		{"full", nil}, // goes on after the pause
 		{"reset", []string{"the guest's kernel panicked: VFS: no root", "console: guest runs"}},
 		{"dies", []string{"QEMU ended", "exit status 3", "hypervisor: qemu: something broke", "console: early console"}},
 	} {

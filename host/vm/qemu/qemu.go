@@ -2,11 +2,13 @@ package qemu
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +27,8 @@ const (
 	startTimeout = 60 * time.Second
 	// quitTimeout is what QEMU gets to end after the guest has.
 	quitTimeout = 10 * time.Second
+	// fullRetry is how long a guest stands still whose write found no room.
+	fullRetry = 3 * time.Second
 	// killTimeout is what the kernel gets to end QEMU.
 	killTimeout = 10 * time.Second
 )
@@ -59,10 +63,11 @@ type Machine struct {
 
 	mu      sync.Mutex
 	accel   acceleration
-	killed  bool     // by us: the end is no error
-	process *process // nil unless QEMU runs
-	reason  string   // of QEMU's SHUTDOWN event, "" before it
-	quit    *time.Timer
+	killed  bool        // by us: the end is no error
+	process *process    // nil unless QEMU runs
+	reason  string      // of QEMU's SHUTDOWN event, "" before it
+	quit    *time.Timer // kills a QEMU that does not quit
+	retry   *time.Timer // lets the guest go on after the disk was full
 
 	alter func([]steps.Step) []steps.Step // of tests
 
@@ -153,8 +158,10 @@ func (m *Machine) run() {
 func (m *Machine) exit() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.quit != nil {
-		m.quit.Stop()
+	for _, t := range []*time.Timer{m.quit, m.retry} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	switch {
 	case m.killed || m.reason == "guest-shutdown":
@@ -227,10 +234,41 @@ func (m *Machine) Listen(port uint32) (net.Listener, error) {
 // event takes what QEMU tells, on the monitor's goroutine.
 func (m *Machine) event(e qmpEvent) {
 	m.log.Debug("qemu event", "event", e.Name, "data", string(e.Data))
-	if e.Name != "SHUTDOWN" {
+	switch e.Name {
+	case "SHUTDOWN":
+		m.shutdown(shutdownReason(e.Data))
+	case "BLOCK_IO_ERROR":
+		m.blockError(e.Data)
+	}
+}
+
+// blockError takes an error of a disk. When the host's disk is full QEMU stops
+// the guest's CPUs before the guest sees an error; they go on, and the write is
+// done again, when there may be room.
+func (m *Machine) blockError(data json.RawMessage) {
+	var d struct {
+		Node   string `json:"node-name"`
+		Action string
+		Full   bool `json:"nospace"`
+		Reason string
+	}
+	if err := json.Unmarshal(data, &d); err != nil || d.Action != "stop" {
+		m.log.Error("a disk of the machine fails", "event", string(data))
 		return
 	}
-	reason := shutdownReason(e.Data)
+	m.log.Error("the machine stands still: this computer's disk is full", "disk", d.Node, "error", d.Reason)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.retry == nil {
+		m.retry = time.AfterFunc(fullRetry, func() { _ = m.monitor.send("cont") })
+		return
+	}
+	m.retry.Reset(fullRetry)
+}
+
+// shutdown takes the guest's end. QEMU waits to be told to quit, with the
+// guest's CPUs stopped.
+func (m *Machine) shutdown(reason string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.reason != "" {
@@ -238,7 +276,6 @@ func (m *Machine) event(e qmpEvent) {
 	}
 	m.reason = reason
 	_ = m.life.To(vm.Stopping)
-	// QEMU waits for this, with the guest's CPUs stopped.
 	p := m.process
 	if p == nil {
 		return
@@ -269,7 +306,15 @@ func (m *Machine) mapError(ctx context.Context, err error) error {
 		return err
 	}
 	exit := m.exitError("QEMU ended before it ran the guest")
-	return explain(ctx, m.binary, errdefs.Wrap(errdefs.Internal, exit, "QEMU could not start the machine"))
+	return explain(ctx, m.binary, errdefs.Wrap(errdefs.Internal, exit, "QEMU could not start the machine%s", lastLine(exit.Stderr)))
+}
+
+// lastLine returns ": " and the last line of what QEMU said, if anything.
+func lastLine(s string) string {
+	if s == "" {
+		return ""
+	}
+	return ": " + s[strings.LastIndexByte(s, '\n')+1:]
 }
 
 // exitError describes the end of a process that is reaped.
