@@ -5,7 +5,7 @@
 //
 // The daemon opens one Network per boot, gives its socket to the driver and its
 // addresses to the guest. The stack is gVisor's, its wiring and parts
-// (switch, link, UDP forwarder, DNS) are those of gvisor-tap-vsock.
+// (switch, link, UDP forwarder) are those of gvisor-tap-vsock.
 //
 // # What the guest reaches
 //

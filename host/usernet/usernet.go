@@ -10,12 +10,10 @@ import (
 	"os"
 	"sync"
 
-	"github.com/containers/gvisor-tap-vsock/pkg/services/dns"
 	"github.com/containers/gvisor-tap-vsock/pkg/services/forwarder"
 	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"github.com/containers/gvisor-tap-vsock/pkg/types"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -45,9 +43,6 @@ const (
 // subnet holds the three addresses.
 var subnet = netip.MustParsePrefix("192.168.127.0/24")
 
-// hostNames are the names of HostAddress in the guest's DNS.
-var hostNames = []string{"host", "gateway"} // .docker.internal
-
 const nic tcpip.NICID = 1
 
 // Config of a Network.
@@ -56,6 +51,8 @@ type Config struct {
 	DNS          []string // addresses of servers; none: the host's resolver
 	HostLoopback bool     // the guest reaches the host's 127.0.0.1 as HostAddress
 	Log          *slog.Logger
+
+	resolver resolver // of tests; nil: as DNS says
 }
 
 // Network is a running network. Serve it, then Close it.
@@ -64,9 +61,7 @@ type Network struct {
 	listener net.Listener
 	stack    *stack.Stack
 	device   *tap.Switch
-	dns      *dns.Server
-	dnsUDP   *gonet.UDPConn
-	dnsTCP   *gonet.TCPListener
+	dns      *nameServer
 	dial     net.Dialer
 
 	ctx    context.Context // ends with Close
@@ -102,7 +97,7 @@ func Open(c Config) (_ *Network, err error) {
 	if err := n.makeStack(link); err != nil {
 		return nil, err
 	}
-	if err := n.makeDNS(); err != nil {
+	if n.dns, err = n.openDNS(); err != nil {
 		return nil, err
 	}
 	if err := os.Remove(c.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -159,46 +154,6 @@ func (n *Network) makeStack(link stack.LinkEndpoint) error {
 
 func address(s string) tcpip.Address { return tcpip.AddrFromSlice(netip.MustParseAddr(s).AsSlice()) }
 
-// makeDNS starts the DNS server on the gateway's port 53.
-func (n *Network) makeDNS() (err error) {
-	at := tcpip.FullAddress{NIC: nic, Addr: address(gatewayAddress), Port: 53}
-	if n.dnsUDP, err = gonet.DialUDP(n.stack, &at, nil, ipv4.ProtocolNumber); err != nil {
-		return err
-	}
-	if n.dnsTCP, err = gonet.ListenTCP(n.stack, at, ipv4.ProtocolNumber); err != nil {
-		return err
-	}
-	var zones []types.Zone
-	if n.config.HostLoopback {
-		z := types.Zone{Name: "docker.internal."}
-		for _, h := range hostNames {
-			z.Records = append(z.Records, types.Record{Name: h, IP: net.ParseIP(HostAddress)})
-		}
-		zones = append(zones, z)
-	}
-	n.dns, err = dns.NewWithUpstreamResolver(n.dnsUDP, n.dnsTCP, zones, resolver(n.config.DNS))
-	return err
-}
-
-// resolver returns the host's, or one that asks the given servers in turn.
-func resolver(servers []string) *net.Resolver {
-	if len(servers) == 0 {
-		return &net.Resolver{}
-	}
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		var d net.Dialer
-		var errs []error
-		for _, s := range servers {
-			c, err := d.DialContext(ctx, network, net.JoinHostPort(s, "53"))
-			if err == nil {
-				return c, nil
-			}
-			errs = append(errs, err)
-		}
-		return nil, errors.Join(errs...)
-	}}
-}
-
 // Serve answers DNS and carries the frames of the devices that connect, until
 // ctx ends or Close (nil), or the listener fails.
 func (n *Network) Serve(ctx context.Context) error {
@@ -209,17 +164,13 @@ func (n *Network) Serve(ctx context.Context) error {
 	defer context.AfterFunc(n.ctx, cancel)()
 	defer context.AfterFunc(ctx, func() {
 		_ = n.listener.Close()
-		n.closeDNS()
+		n.dns.close()
 	})()
-	for _, serve := range []func() error{n.dns.Serve, n.dns.ServeTCP} {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			if err := serve(); err != nil && ctx.Err() == nil {
-				n.config.Log.Error("the guest's DNS server ended", "error", err)
-			}
-		}()
-	}
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		n.dns.serve(ctx)
+	}()
 	for {
 		c, err := n.listener.Accept()
 		if err != nil {
@@ -238,15 +189,6 @@ func (n *Network) Serve(ctx context.Context) error {
 	}
 }
 
-func (n *Network) closeDNS() {
-	if n.dnsUDP != nil {
-		_ = n.dnsUDP.Close()
-	}
-	if n.dnsTCP != nil {
-		_ = n.dnsTCP.Close()
-	}
-}
-
 // Close ends every connection and the stack, waits for their goroutines, and
 // removes the socket. Serve returns.
 func (n *Network) Close() error {
@@ -259,7 +201,9 @@ func (n *Network) Close() error {
 			err = cerr
 		}
 	}
-	n.closeDNS()
+	if n.dns != nil {
+		n.dns.close()
+	}
 	if n.stack != nil {
 		n.stack.Close()
 		n.wg.Wait()
