@@ -3,6 +3,7 @@ package vmimage
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"fmt"
 	"path"
 	"sort"
@@ -38,7 +39,7 @@ func parseModule(file string, data []byte) (module, error) {
 	if err != nil {
 		return module{}, fmt.Errorf("%s: %w", file, err)
 	}
-	m := module{name: moduleName(file), file: file, data: data}
+	m := module{name: moduleName(file), file: file, data: slim(data)}
 	for kv := range strings.SplitSeq(string(info), "\x00") {
 		k, v, _ := strings.Cut(kv, "=")
 		switch k {
@@ -188,4 +189,32 @@ func addModules(t tree, version string, mods []module) error {
 	t.file(dir+"/modules.dep", 0o644, dep)
 	t.file(dir+"/modules.alias", 0o644, alias)
 	return nil
+}
+
+// slim takes from a module what only costs time when it is loaded: the
+// signature (hashing the module and an RSA operation: the root that holds it is
+// verified as a whole by the host) and the type information for BPF tracing.
+// What remains is not moved: the section is only given a name that the kernel
+// does not look for.
+func slim(data []byte) []byte {
+	const mark = "~Module signature appended~\n"
+	if bytes.HasSuffix(data, []byte(mark)) {
+		// struct module_signature: 12 bytes, the last 4 the length (big-endian).
+		if end := len(data) - len(mark) - 12; end > 0 {
+			if sig := int(binary.BigEndian.Uint32(data[end+8:])); sig > 0 && sig < end {
+				data = data[:end-sig]
+			}
+		}
+	}
+	data = bytes.Clone(data)
+	f, err := elf.NewFile(bytes.NewReader(data))
+	if err != nil || f.Section(".shstrtab") == nil || f.Section(".BTF_ids") != nil {
+		return data // with .BTF_ids it offers functions to BPF, which needs the types
+	}
+	s := f.Section(".shstrtab")
+	names := data[s.Offset : s.Offset+s.Size]
+	if i := bytes.Index(names, []byte("\x00.BTF\x00")); i >= 0 {
+		copy(names[i+1:], ".btf")
+	}
+	return data
 }

@@ -1,8 +1,9 @@
 package vmimage
 
-// earlyModules are in the initramfs: what reaches the root disk, and the
-// console of machines whose console is a virtio device.
-var earlyModules = []string{"virtio_pci", "virtio_blk", "erofs", "virtio_console"}
+// earlyModules are in the initramfs: what reaches the root disk, the console of
+// machines whose console is a virtio device, and what init loads while it waits
+// for the disk.
+var earlyModules = []string{"virtio_pci", "virtio_blk", "erofs", "virtio_console", "vmw_vsock_virtio_transport", "virtio_net"}
 
 // rootModules are in the root, by what needs them. All that they need comes
 // with them. Built-in ones may be named: another architecture may have them as

@@ -46,6 +46,16 @@ func openModules(dir string) (*modules, error) {
 	return m, nil
 }
 
+// adopt takes over what another index of the same kernel's modules has loaded
+// or is loading.
+func (m *modules) adopt(from *modules) {
+	from.mu.Lock()
+	defer from.mu.Unlock()
+	for f, l := range from.once {
+		m.once[f] = l
+	}
+}
+
 // kernelModules opens the modules of the running kernel.
 func kernelModules() (*modules, error) {
 	v, err := kernelRelease()

@@ -24,7 +24,8 @@ type mount struct {
 const hard = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
 // rootMounts are what stage 2 mounts, in order. devtmpfs, proc and sysfs are
-// there already.
+// there already. Not bpffs: its first mount has the kernel look for and start
+// programs, half a second under emulation, and the engine pins nothing.
 var rootMounts = []mount{
 	{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755", false},
 	{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", false},
@@ -32,7 +33,6 @@ var rootMounts = []mount{
 	{"tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", true},
 	{"mqueue", "/dev/mqueue", "mqueue", hard, "", true},
 	{"cgroup2", cgroupRoot, "cgroup2", hard, "nsdelegate,memory_recursiveprot", false},
-	{"bpf", "/sys/fs/bpf", "bpf", hard, "mode=0700", false},
 }
 
 const (
@@ -158,20 +158,21 @@ func setLimits() error {
 	return errors.Join(errs...)
 }
 
-// clockSlack is how far the machine's clock may be off before init sets it.
-const clockSlack = time.Second
+// clockSlack is how far the machine's clock may be from the host's before init
+// sets it. A machine with a clock chip is right to the second, and the host's
+// time at start is older than that by what firmware and kernel took; one
+// without is off by decades, one in local time by hours.
+const clockSlack = time.Minute
 
-// setClock sets the wall clock if it differs from the host's, given the host's
-// time at the machine's start. The start of the kernel is a little later than
-// that, which clockSlack covers on hosts that boot fast; the host sets the clock
-// exactly when the agent answers.
+// setClock sets the wall clock if it is off, given the host's time at the
+// machine's start. The host sets it exactly when the agent answers.
 func setClock(atStart time.Time) (set bool, err error) {
 	if atStart.IsZero() {
 		return false, nil
 	}
 	want := atStart.Add(uptime())
-	if d := time.Since(want); d > -clockSlack && d < 10*clockSlack {
-		return false, nil // a little ahead: firmware and kernel loading took that long
+	if d := time.Since(want); d > -clockSlack && d < clockSlack {
+		return false, nil
 	}
 	tv := unix.NsecToTimeval(want.UnixNano())
 	return true, unix.Settimeofday(&tv)

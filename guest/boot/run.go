@@ -51,11 +51,11 @@ func (i *initProcess) run() error {
 		i.signals(sigs)
 	}()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF) // ctrl-alt-del becomes SIGINT
-	raw, err := i.stage1()
+	early, err := i.stage1()
 	if err != nil {
 		return err
 	}
-	return i.stage2(raw)
+	return i.stage2(early)
 }
 
 // signals reaps and listens for the machine's end. It never returns: the
@@ -102,11 +102,8 @@ func (i *initProcess) answer(verb string) string {
 }
 
 // stage2 runs in the real root until the machine goes down.
-func (i *initProcess) stage2(raw []byte) error {
-	boot, err := parseBootFile(raw)
-	if err != nil {
-		return err
-	}
+func (i *initProcess) stage2(early *stage1Result) error {
+	boot := early.boot
 	if err := unix.Klogset(unix.SYSLOG_ACTION_CONSOLE_LEVEL, consoleLevel(boot.Debug)); err != nil {
 		i.log.error("console level: %v", err)
 	}
@@ -121,9 +118,9 @@ func (i *initProcess) stage2(raw []byte) error {
 	if err := os.Mkdir(runDir, 0o755); err != nil {
 		return err
 	}
-	link := i.spawn("vsock", func() error { return mods.Load(linkModules...) })
+	mods.adopt(early.mods)
 	data := i.spawn("data disk", i.dataDisk)
-	network := i.spawn("network", func() error { return i.network(mods, boot.Network) })
+	network := i.spawn("network", func() error { return i.network(early.mods, boot.Network) })
 	// None of these is worth giving up the machine for.
 	for _, step := range []func() error{
 		func() error { return doMounts(rootMounts[1:]) },
@@ -140,7 +137,7 @@ func (i *initProcess) stage2(raw []byte) error {
 		}
 	}
 	i.steps.mark("mounts")
-	if err := <-link; err != nil {
+	if err := <-early.link; err != nil {
 		i.log.error("vsock: %v", err)
 	}
 	env := []string{}
@@ -161,22 +158,38 @@ func (i *initProcess) stage2(raw []byte) error {
 	}
 	i.steps.mark("agent")
 	s := &supervisor{
-		log: i.log, reaper: i.reaper, path: "/sbin/dhow-agent", boot: raw,
+		log: i.log, reaper: i.reaper, path: "/sbin/dhow-agent", boot: early.raw,
 		env: append(env, "DHOW_BOOT_STEPS="+i.steps.env()), cgroup: agentCgroup,
 		backoff: agentBackoff, sleep: sleepUntil,
 	}
 	var once sync.Once
+	var rest <-chan error
 	s.run(i.stop, agentGrace, func(int) {
-		once.Do(func() {
-			i.spawn("container modules", func() error {
-				err := mods.Load(containerModules...)
-				if err != nil {
-					i.log.error("%v", err)
-				}
-				return err
-			})
-		})
+		once.Do(func() { rest = i.spawn("after the start", func() error { return i.afterStart(mods, early.old) }) })
 	})
+	if rest != nil {
+		<-rest // so that nothing is loaded from disks that are going away
+	}
+	return nil
+}
+
+// afterStart does what the agent's start need not wait for.
+func (i *initProcess) afterStart(mods *modules, initramfs int) error {
+	for _, name := range containerModules {
+		select {
+		case <-i.stop:
+			return nil
+		default:
+		}
+		if err := mods.Load(name); err != nil {
+			i.log.error("%v", err) // containers that need it will say so
+		}
+	}
+	err := emptyDir(initramfs)
+	unix.Close(initramfs)
+	if err != nil {
+		i.log.error("free the initramfs: %v", err)
+	}
 	return nil
 }
 

@@ -42,11 +42,18 @@ const (
 // loaded, so the wait is for a device that is attached late, or not at all.
 const diskWait = 10 * time.Second
 
-// stage1 runs from the initramfs and leaves the process in the real root. It
-// returns the raw content of /boot.json.
-func (i *initProcess) stage1() (raw []byte, err error) {
-	// The messages of a failed mount are of more use than its panic: go on.
-	err = doMounts([]mount{
+// stage1Result is what stage 1 hands on.
+type stage1Result struct {
+	raw  []byte // content of /boot.json
+	boot bootFile
+	mods *modules     // the initramfs's; its files are in the root, too, under the same names
+	link <-chan error // the vsock modules are loaded
+	old  int          // the initramfs's root directory, to be emptied
+}
+
+// stage1 runs from the initramfs and leaves the process in the real root.
+func (i *initProcess) stage1() (*stage1Result, error) {
+	err := doMounts([]mount{
 		{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755", true},
 		{"proc", "/proc", "proc", hard, "", true},
 		{"sysfs", "/sys", "sysfs", hard, "", true},
@@ -56,22 +63,37 @@ func (i *initProcess) stage1() (raw []byte, err error) {
 		return nil, err
 	}
 	i.steps.mark("init")
+	r := &stage1Result{}
+	if r.raw, err = os.ReadFile(bootPath); err != nil {
+		return nil, fmt.Errorf("the host gave no %s: %w", bootPath, err)
+	}
+	if err := os.Remove(bootPath); err != nil { // it holds the key of this boot
+		return nil, err
+	}
+	if r.boot, err = parseBootFile(r.raw); err != nil {
+		return nil, err
+	}
+	if r.mods, err = kernelModules(); err != nil {
+		return nil, fmt.Errorf("modules of the initramfs: %w", err)
+	}
 	ev, err := openUevents()
 	if err != nil {
 		return nil, err
 	}
 	defer ev.Close()
-	mods, err := kernelModules()
-	if err != nil {
-		return nil, fmt.Errorf("modules of the initramfs: %w", err)
-	}
 	if cmdline, err := os.ReadFile("/proc/cmdline"); err == nil && strings.Contains(string(cmdline), "console=hvc") {
-		if err := mods.Load(consoleModules...); err != nil {
+		if err := r.mods.Load(consoleModules...); err != nil {
 			i.log.error("%v", err)
 		}
 	}
-	fs := i.spawn("root file system's modules", func() error { return mods.Load(rootFSModules...) })
-	if err := mods.Load(rootDiskModules...); err != nil {
+	// Side by side: the file system's module with the disk's, then vsock's with
+	// all that follows.
+	fs := make(chan error, 1)
+	r.link = i.spawn("vsock", func() error {
+		fs <- r.mods.Load(rootFSModules...)
+		return r.mods.Load(linkModules...)
+	})
+	if err := r.mods.Load(rootDiskModules...); err != nil {
 		// Another hypervisor's disk may need none of these: the wait decides.
 		i.log.error("%v", err)
 	}
@@ -86,50 +108,84 @@ func (i *initProcess) stage1() (raw []byte, err error) {
 		return nil, fmt.Errorf("mount the root disk %s: %w", dev, err)
 	}
 	i.steps.mark("root disk")
-	if raw, err = os.ReadFile(bootPath); err != nil {
-		return nil, fmt.Errorf("the host gave no %s: %w", bootPath, err)
-	}
-	if err := switchRoot(); err != nil {
+	if r.old, err = switchRoot(); err != nil {
 		return nil, err
 	}
 	i.steps.mark("root")
-	return raw, nil
+	return r, nil
 }
 
-// switchRoot makes newRoot the root and frees the initramfs, the key of this
-// boot with it.
-func switchRoot() error {
+// switchRoot makes newRoot the root. It returns a descriptor of the initramfs,
+// which is freed later: modules may be being loaded from it.
+func switchRoot() (old int, err error) {
+	old, err = unix.Open("/", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
 	for _, d := range []string{"/dev", "/proc", "/sys"} {
 		if err := unix.Mount(d, newRoot+d, "", unix.MS_MOVE, ""); err != nil {
-			return fmt.Errorf("move %s: %w", d, err)
+			return -1, fmt.Errorf("move %s: %w", d, err)
 		}
 	}
-	if err := emptyRoot(); err != nil {
-		return fmt.Errorf("empty the initramfs: %w", err)
-	}
 	if err := unix.Chdir(newRoot); err != nil {
-		return err
+		return -1, err
 	}
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
-		return fmt.Errorf("move the root: %w", err)
+		return -1, fmt.Errorf("move the root: %w", err)
 	}
 	if err := unix.Chroot("."); err != nil {
-		return err
+		return -1, err
 	}
-	return unix.Chdir("/")
+	return old, unix.Chdir("/")
 }
 
-// emptyRoot deletes what is in the initramfs; not what is mounted there.
-func emptyRoot() error {
-	ents, err := os.ReadDir("/")
-	if err != nil {
+// emptyDir deletes all that is in the directory with that descriptor, not
+// following anything to another file system.
+func emptyDir(dir int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(dir, &st); err != nil {
 		return err
 	}
+	return emptyOn(dir, st.Dev)
+}
+
+func emptyOn(dir int, dev uint64) error {
 	var errs []error
-	for _, e := range ents {
-		if name := "/" + e.Name(); name != newRoot {
-			errs = append(errs, os.RemoveAll(name))
+	names, err := dirNames(dir)
+	errs = append(errs, err)
+	for _, n := range names {
+		var st unix.Stat_t
+		if err := unix.Fstatat(dir, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Dev != dev {
+			errs = append(errs, err)
+			continue
+		}
+		flags := 0
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			flags = unix.AT_REMOVEDIR
+			sub, err := unix.Openat(dir, n, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			errs = append(errs, emptyOn(sub, dev))
+			unix.Close(sub)
+		}
+		// The root's mount point is busy, and stays, empty.
+		if err := unix.Unlinkat(dir, n, flags); err != nil && err != unix.EBUSY {
+			errs = append(errs, fmt.Errorf("%s: %w", n, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func dirNames(dir int) ([]string, error) {
+	buf := make([]byte, 8192)
+	var names []string
+	for {
+		n, err := unix.ReadDirent(dir, buf)
+		if err != nil || n <= 0 {
+			return names, err
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	}
 }

@@ -44,10 +44,10 @@ func main() {
 		crash()
 	case "stay":
 		say("staying")
-		select {}
+		time.Sleep(time.Hour)
 	}
 	say("poweroff: %s", ask("poweroff"))
-	select {} // init sends SIGTERM
+	time.Sleep(time.Hour) // init sends SIGTERM
 }
 
 func say(format string, args ...any) { fmt.Printf("STUB "+format+"\n", args...) }
