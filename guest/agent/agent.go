@@ -218,7 +218,8 @@ func (a *agent) serve(ctx context.Context) error {
 	if a.Ready != nil {
 		a.Ready()
 	}
-	if a.preload != nil {
+	if a.engine != nil {
+		run(func() error { a.engine.Resume(ctx); return nil })
 		run(func() error { a.preload.run(ctx); return nil })
 	}
 	var err error

@@ -62,13 +62,15 @@ type Engine struct {
 	execs  map[string]*execution
 	making map[*box]struct{} // being created: they hold their image, and nobody sees them yet
 
-	lives sync.WaitGroup // one per process that is watched
+	lives    sync.WaitGroup // one per process that is watched, and per restart that waits
+	stopping chan struct{}  // closed by Stop: nothing comes back by itself any more
+	stopOnce sync.Once
 }
 
 // Open reads the records, ends what a former life of the agent left behind
 // and returns the engine. It starts nothing.
 func Open(ctx context.Context, o Options) (*Engine, error) {
-	e := &Engine{o: o, log: o.Log, byID: map[string]*box{}, byName: map[string]string{}, execs: map[string]*execution{}, making: map[*box]struct{}{}}
+	e := &Engine{o: o, log: o.Log, byID: map[string]*box{}, byName: map[string]string{}, execs: map[string]*execution{}, making: map[*box]struct{}{}, stopping: make(chan struct{})}
 	if err := db.Migrate(o.DB, "engine", migrations...); err != nil {
 		return nil, err
 	}
@@ -103,6 +105,8 @@ type box struct {
 	execs    map[string]*execution
 	// restarting: a person's restart is under way, so the exit removes nothing.
 	restarting bool
+	revival    *revival      // the restart by policy that waits
+	delay      time.Duration // of the last one
 	removed    bool
 	gone       chan struct{} // closed when removed
 }
@@ -257,8 +261,10 @@ func (e *Engine) Running() int {
 
 // Stop stops every container at the same time, as the machine's power-off
 // does: its own stop signal, then after grace SIGKILL. It returns when all
-// have ended or ctx does.
+// have ended or ctx does. What runs then is not "stopped by a person": restart
+// policies bring it back with the machine.
 func (e *Engine) Stop(ctx context.Context, grace time.Duration) error {
+	e.stopOnce.Do(func() { close(e.stopping) })
 	var mu sync.Mutex
 	var errs []error
 	var wg sync.WaitGroup

@@ -42,6 +42,7 @@ func (e *Engine) ended(ctx context.Context, b *box, t Task, io *stdio) {
 	b.life.Lock()
 	defer b.life.Unlock()
 	exit := t.Exit()
+	var again *revival
 	for _, s := range e.timed(ctx, "exit", b.id, []steps.Step{
 		{Name: "drain streams", Do: func(context.Context) error { io.finish(drainTimeout); return nil }},
 		{Name: "close log", Do: func(context.Context) error { return b.log.close() }},
@@ -52,7 +53,7 @@ func (e *Engine) ended(ctx context.Context, b *box, t Task, io *stdio) {
 			return e.o.Network.Detach(ctx, b.id)
 		}},
 		{Name: "delete process", Do: t.Delete},
-		{Name: "change state", Do: func(context.Context) error { return b.exited(exit, io) }},
+		{Name: "change state", Do: func(context.Context) (err error) { again, err = e.exited(b, exit, io); return err }},
 		// On disk before anybody is told: an exit code that was seen is not lost.
 		{Name: "record the exit", Do: func(ctx context.Context) error { return e.save(ctx, b) }},
 	}) {
@@ -67,18 +68,26 @@ func (e *Engine) ended(ctx context.Context, b *box, t Task, io *stdio) {
 		"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(exit.At.Sub(b.copy().State.StartedAt).Seconds())),
 	})
 	b.notify(false)
+	if again != nil {
+		e.lives.Go(func() { e.revive(b, again) })
+	}
 }
 
-// exited notes how the process ended.
-func (b *box) exited(exit runtime.Exit, io *stdio) error {
+// exited notes how the process ended, and whether it comes back by itself.
+func (e *Engine) exited(b *box, exit runtime.Exit, io *stdio) (*revival, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := &b.rec.State
-	err := s.transition(evExit)
+	again := b.planRestart(exit, e.isStopping())
+	ev := evExit
+	if again != nil {
+		ev = evRestart
+	}
+	err := s.transition(ev)
 	s.Pid, s.ExitCode, s.OOMKilled, s.FinishedAt = 0, exit.Code, exit.OOMKilled, exit.At.UTC()
 	b.task, b.endpoint = nil, nil
 	if b.io == io {
 		b.io = nil
 	}
-	return err
+	return again, err
 }

@@ -32,8 +32,11 @@ func (e *Engine) ContainerStart(ctx context.Context, id string) error {
 	return e.start(context.WithoutCancel(ctx), b)
 }
 
-func (e *Engine) start(ctx context.Context, b *box) error {
-	err := e.startLocked(ctx, b)
+func (e *Engine) start(ctx context.Context, b *box) error { return e.startBy(ctx, b, false) }
+
+// startBy starts b; byPolicy is a start that no person asked for.
+func (e *Engine) startBy(ctx context.Context, b *box, byPolicy bool) error {
+	err := e.startLocked(ctx, b, byPolicy)
 	// A container that goes with its process goes with a start that failed, too.
 	var failed *startError
 	if errors.As(err, &failed) && b.copy().HostConfig.AutoRemove {
@@ -49,16 +52,16 @@ type startError struct{ error }
 
 func (e *startError) Unwrap() error { return e.error }
 
-func (e *Engine) startLocked(ctx context.Context, b *box) error {
+func (e *Engine) startLocked(ctx context.Context, b *box, byPolicy bool) error {
 	b.life.Lock()
 	defer b.life.Unlock()
 	r := b.copy()
-	switch r.State.Status {
-	case container.StatePaused:
+	switch s := r.State.Status; {
+	case s == container.StatePaused:
 		return errdefs.New(errdefs.Conflict, "cannot start a paused container, try unpause instead")
-	case container.StateRunning:
+	case s == container.StateRunning, s == container.StateRestarting && !byPolicy:
 		return errdefs.New(errdefs.NotModified, "Container is already started")
-	case container.StateRemoving, container.StateDead:
+	case s == container.StateRemoving, s == container.StateDead:
 		return errdefs.New(errdefs.Conflict, "container is marked for removal and cannot be started")
 	}
 	if b.isRemoved() {
@@ -74,6 +77,9 @@ func (e *Engine) startLocked(ctx context.Context, b *box) error {
 	err := s.transition(evStart)
 	s.Pid, s.ExitCode, s.Error, s.OOMKilled, s.StartedAt = l.task.Pid(), 0, "", false, l.at
 	b.rec.ManuallyStopped = false
+	if !byPolicy {
+		b.rec.RestartCount = 0
+	}
 	b.mu.Unlock()
 	if err != nil {
 		e.log.Error("start", "container", b.id, "err", err) // the status was checked under the same lock

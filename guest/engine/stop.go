@@ -176,15 +176,20 @@ func (e *Engine) signal(ctx context.Context, b *box, sig unix.Signal) error {
 	b.mu.Lock()
 	task, r := b.task, b.rec
 	b.mu.Unlock()
-	if task == nil || !r.State.alive() {
+	if !r.State.alive() || task == nil && r.State.Status != container.StateRestarting {
 		return notRunning(b.id)
 	}
 	stop, _, err := stopPlan(r.Config, StopOptions{})
 	ends := err == nil && sig == stop || sig == unix.SIGKILL || r.Config.StopSignal == ""
-	if ends {
+	if ends && !e.isStopping() {
 		b.mu.Lock()
 		b.rec.ManuallyStopped = true
 		b.mu.Unlock()
+	}
+	if r.State.Status == container.StateRestarting {
+		// There is no process; that none comes is enough.
+		b.cancelRestart()
+		return nil
 	}
 	if err := task.Signal(ctx, sig, false); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("send signal %d: %w", sig, err)
