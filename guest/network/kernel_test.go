@@ -1,0 +1,586 @@
+//go:build linux
+
+package network_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"dhow/guest/network"
+	"dhow/guest/network/plan"
+	"dhow/internal/errdefs"
+	"dhow/proto/control"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// inOwnNamespace moves the test to a network namespace of its own. Its thread
+// is never given back: it ends with the test.
+func inOwnNamespace(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		if os.Getenv("CI_REQUIRE_KERNEL") == "1" {
+			t.Fatal("this test needs root: run it as root")
+		}
+		t.Skip("this test needs root, to make network namespaces: run `sudo make test-kernel`")
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("unshare: %v", err)
+	}
+	lo(t)
+}
+
+func lo(t *testing.T) {
+	t.Helper()
+	l, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(l)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// box stands for a container: a process in a network namespace of its own.
+type box struct {
+	t  *testing.T
+	id string
+	c  *exec.Cmd
+	in io.WriteCloser
+}
+
+func newBox(t *testing.T, id string) *box {
+	t.Helper()
+	c := exec.Command("cat") // ends with its input
+	c.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	in, err := c.StdinPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &box{t: t, id: id, c: c, in: in}
+	t.Cleanup(b.end)
+	return b
+}
+
+func (b *box) end() {
+	if b.in != nil {
+		_ = b.in.Close()
+		_ = b.c.Wait()
+		b.in = nil
+	}
+}
+
+func (b *box) attach(mode string) network.Attach {
+	return network.Attach{ContainerID: b.id, Pid: b.c.Process.Pid, Mode: mode}
+}
+
+// do runs fn on a thread in the box's namespace.
+func (b *box) do(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", b.c.Process.Pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer unix.Close(ns)
+		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// echo serves UDP on addr in the box: it answers with the sender's address.
+func (b *box) echo(addr string) {
+	b.t.Helper()
+	var pc net.PacketConn
+	if err := b.do(func() (err error) { pc, err = net.ListenPacket("udp4", addr); return err }); err != nil {
+		b.t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 64)
+		for {
+			_, from, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = pc.WriteTo([]byte(from.String()), from)
+		}
+	})
+	b.t.Cleanup(func() { _ = pc.Close(); wg.Wait() })
+}
+
+// ask sends a datagram from the box and returns the answer: the address that
+// the other side saw. Lost datagrams are sent again.
+func (b *box) ask(addr string, tries int) (string, error) {
+	var c net.Conn
+	if err := b.do(func() (err error) { c, err = net.Dial("udp4", addr); return err }); err != nil {
+		return "", err
+	}
+	defer c.Close()
+	buf := make([]byte, 64)
+	var n int
+	var err error
+	for range tries {
+		if _, err = c.Write([]byte("?")); err != nil {
+			return "", err
+		}
+		_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		if n, err = c.Read(buf); err == nil {
+			return string(buf[:n]), nil
+		}
+	}
+	return "", err
+}
+
+// links returns the names of the namespace's links.
+func (b *box) links() []string {
+	b.t.Helper()
+	var names []string
+	if err := b.do(func() error {
+		l, err := netlink.LinkList()
+		for _, l := range l {
+			names = append(names, l.Attrs().Name)
+		}
+		return err
+	}); err != nil {
+		b.t.Fatal(err)
+	}
+	return names
+}
+
+// uplink gives the test's namespace a network to the outside: a box at
+// 192.168.127.1 that knows 192.168.127.2, the machine, and nothing behind it.
+func uplink(t *testing.T) (*box, *control.Network) {
+	t.Helper()
+	out := newBox(t, "outside")
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "uplink"
+	v := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(out.c.Process.Pid)}
+	set := func(name, addr string) error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		a, err := netlink.ParseAddr(addr)
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.AddrAdd(l, a), netlink.LinkSetUp(l))
+	}
+	if err := netlink.LinkAdd(v); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(set("uplink", "192.168.127.2/24"), out.do(func() error { return set("eth0", "192.168.127.1/24") })); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.RouteAdd(&netlink.Route{Gw: net.IPv4(192, 168, 127, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	return out, &control.Network{Address: "192.168.127.2/24", Gateway: "192.168.127.1", DNS: "192.168.127.1", MTU: 1400}
+}
+
+func open(t *testing.T, o network.Options) *network.Manager {
+	t.Helper()
+	m, err := network.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func attach(t *testing.T, m *network.Manager, a network.Attach) network.Endpoint {
+	t.Helper()
+	e, err := m.Attach(t.Context(), a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func TestContainersReachEachOtherAndTheOutside(t *testing.T) {
+	inOwnNamespace(t)
+	out, up := uplink(t)
+	m := open(t, network.Options{Uplink: up})
+	if _, err := netlink.LinkByName("docker0"); err == nil {
+		t.Error("the bridge is there before a container needs it")
+	}
+	a, b := newBox(t, "aaaa"), newBox(t, "bbbb")
+	ea, eb := attach(t, m, a.attach("bridge")), attach(t, m, b.attach("bridge"))
+	if ea.IPAddress != "172.17.0.2" || eb.IPAddress != "172.17.0.3" || ea.Gateway != "172.17.0.1" || ea.IPPrefixLen != 16 ||
+		ea.MacAddress != "02:42:ac:11:00:02" || !slices.Equal(ea.DNS, []string{"192.168.127.1"}) ||
+		ea.NetworkName != "bridge" || len(ea.EndpointID) != 64 || ea.NetworkID != eb.NetworkID || ea.EndpointID == eb.EndpointID {
+		t.Errorf("%+v\n%+v", ea, eb)
+	}
+	b.echo("172.17.0.3:7")
+	out.echo("192.168.127.1:7")
+	if saw, err := a.ask("172.17.0.3:7", 5); err != nil || !strings.HasPrefix(saw, "172.17.0.2:") {
+		t.Errorf("a to b: %q, %v", saw, err)
+	}
+	if saw, err := a.ask("192.168.127.1:7", 5); err != nil || !strings.HasPrefix(saw, "192.168.127.2:") {
+		t.Errorf("a to the outside: %q, %v; it must see the machine's address", saw, err)
+	}
+	// The outside reaches no container by itself, even where it has a route.
+	if err := out.do(func() error {
+		_, dst, _ := net.ParseCIDR("172.17.0.0/16")
+		return netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: net.IPv4(192, 168, 127, 2)})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if saw, err := out.ask("172.17.0.3:7", 2); err == nil {
+		t.Errorf("the outside reached a container, as %q", saw)
+	}
+	var inside []string
+	if err := a.do(func() error {
+		for _, name := range []string{"lo", "eth0"} {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+			if err != nil {
+				return err
+			}
+			for _, ad := range addrs {
+				inside = append(inside, fmt.Sprintf("%s %s brd %v mtu %d %s", name, ad.IPNet, ad.Broadcast, l.Attrs().MTU, l.Attrs().HardwareAddr))
+			}
+		}
+		routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+		for _, r := range routes {
+			inside = append(inside, fmt.Sprintf("%v via %v", r.Dst, r.Gw))
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(inside)
+	want := []string{
+		"0.0.0.0/0 via 172.17.0.1",
+		"172.17.0.0/16 via <nil>",
+		"eth0 172.17.0.2/16 brd 172.17.255.255 mtu 1400 02:42:ac:11:00:02", // and no IPv6
+		"lo 127.0.0.1/8 brd <nil> mtu 65536 ",
+		"lo ::1/128 brd <nil> mtu 65536 ",
+	}
+	if !slices.Equal(inside, want) {
+		t.Errorf("inside:\n%s\nwant:\n%s", strings.Join(inside, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestKernelHoldsTheFirewallAsPlanned(t *testing.T) {
+	inOwnNamespace(t)
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		if os.Getenv("CI_REQUIRE_KERNEL") == "1" {
+			t.Fatal("nft is missing: apt-get install nftables")
+		}
+		t.Skip("nft is missing: apt-get install nftables")
+	}
+	m := open(t, network.Options{})
+	attach(t, m, newBox(t, "aaaa").attach("bridge"))
+	gw := netip.MustParsePrefix("172.17.0.1/16")
+	want := plan.Firewall(plan.Bridge{Name: "docker0", Addr: gw}).String()
+	got, err := exec.Command(nft, "-s", "list", "table", "ip", "dhow").CombinedOutput()
+	if err != nil || string(got) != want {
+		t.Errorf("%v\ngot\n%s\nwant\n%s", err, got, want)
+	}
+}
+
+func TestNoneAndHost(t *testing.T) {
+	inOwnNamespace(t)
+	m := open(t, network.Options{})
+	b := newBox(t, "aaaa")
+	e := attach(t, m, b.attach("none"))
+	if e.NetworkName != "none" || e.IPAddress != "" || e.MacAddress != "" {
+		t.Errorf("%+v", e)
+	}
+	b.echo("127.0.0.1:7")
+	if _, err := b.ask("127.0.0.1:7", 3); err != nil {
+		t.Errorf("loopback: %v", err)
+	}
+	if l := b.links(); slices.Contains(l, "eth0") {
+		t.Errorf("links %v", l)
+	}
+	if e := attach(t, m, b.attach("host")); e.NetworkName != "host" || e.IPAddress != "" {
+		t.Errorf("%+v", e)
+	}
+	if _, err := netlink.LinkByName("docker0"); err == nil {
+		t.Error("none or host made the bridge")
+	}
+	for _, mode := range []string{"none", "host", "bridge", "x"} {
+		if err := m.Detach(t.Context(), mode); err != nil {
+			t.Errorf("detach: %v", err)
+		}
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	inOwnNamespace(t)
+	m := open(t, network.Options{})
+	b := newBox(t, "aaaa")
+	attach(t, m, b.attach("bridge"))
+	for _, c := range []struct {
+		a        network.Attach
+		class    errdefs.Class
+		sentence string
+	}{
+		{b.attach("nosuch"), errdefs.NotFound, "network nosuch not found"},
+		{b.attach("bridge"), errdefs.Conflict, "container aaaa is already attached to network bridge"},
+		{network.Attach{ContainerID: "c", Pid: b.c.Process.Pid, IP: "172.17.0.9"}, errdefs.Invalid, "user specified IP address is supported on user defined networks only"},
+		{network.Attach{ContainerID: "c", Pid: b.c.Process.Pid, MAC: "x"}, errdefs.Invalid, `invalid MAC address "x"`},
+	} {
+		_, err := m.Attach(t.Context(), c.a)
+		if errdefs.ClassOf(err) != c.class || errdefs.Sentence(err) != c.sentence {
+			t.Errorf("%+v: %v", c.a, err)
+		}
+	}
+}
+
+func TestFailedAttachLeavesNothing(t *testing.T) {
+	inOwnNamespace(t)
+	m := open(t, network.Options{})
+	b := newBox(t, "aaaa")
+	attach(t, m, b.attach("bridge"))
+	before := state(t)
+	// There is an eth0 already, so the second cannot come in.
+	if _, err := m.Attach(t.Context(), network.Attach{ContainerID: "c2", Pid: b.c.Process.Pid, Mode: "bridge"}); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("second eth0: %v", err)
+	}
+	if _, err := m.Attach(t.Context(), network.Attach{ContainerID: "c3", Pid: 1 << 30, Mode: "bridge"}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no such process: %v", err)
+	}
+	if after := state(t); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+	if e := attach(t, m, newBox(t, "c4").attach("bridge")); e.IPAddress != "172.17.0.3" {
+		t.Errorf("addresses leaked: the next is %s", e.IPAddress)
+	}
+}
+
+// state is the links, addresses and routes of the test's namespace, as text.
+func state(t *testing.T) string {
+	t.Helper()
+	var s []string
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		s = append(s, fmt.Sprintf("%s %s master %d", l.Attrs().Name, l.Type(), l.Attrs().MasterIndex))
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range addrs {
+			s = append(s, "  "+a.String())
+		}
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range routes {
+		s = append(s, fmt.Sprintf("%v via %v dev %d", r.Dst, r.Gw, r.LinkIndex))
+	}
+	return strings.Join(s, "\n")
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
+}
+
+func TestHundredAttachesAndDetachesLeaveNothing(t *testing.T) {
+	inOwnNamespace(t)
+	_, up := uplink(t)
+	m := open(t, network.Options{Uplink: up})
+	b := newBox(t, "warm")
+	attach(t, m, b.attach("bridge")) // makes the bridge
+	b.end()
+	if err := m.Detach(t.Context(), "warm"); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, m)
+	before, files := state(t), openFiles(t)
+	for i := range 100 {
+		id := fmt.Sprintf("c%d", i)
+		b := newBox(t, id)
+		attach(t, m, b.attach("bridge"))
+		if i%2 == 0 {
+			b.end() // detached before or after its namespace is gone
+		}
+		if err := errors.Join(m.Detach(t.Context(), id), m.Detach(t.Context(), id)); err != nil {
+			t.Fatal(err)
+		}
+		b.end()
+	}
+	settle(t, m)
+	if after := state(t); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+	if n := openFiles(t); n != files {
+		t.Errorf("%d open files, %d before", n, files)
+	}
+	if e := attach(t, m, newBox(t, "last").attach("bridge")); e.IPAddress != "172.17.0.2" {
+		t.Errorf("addresses leaked: the next is %s", e.IPAddress)
+	}
+}
+
+// settle waits until the links of detached containers are gone.
+func settle(t *testing.T, m *network.Manager) {
+	t.Helper()
+	end := time.Now().Add(20 * time.Second)
+	for m.Leaving() > 0 {
+		if time.Now().After(end) {
+			t.Fatal("links of detached containers stay")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	inOwnNamespace(t)
+	m := open(t, network.Options{})
+	var boxes []*box
+	for i := range 20 {
+		boxes = append(boxes, newBox(t, fmt.Sprintf("c%d", i)))
+	}
+	var mu sync.Mutex
+	ips := map[string]bool{}
+	self, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	var wg sync.WaitGroup
+	for _, b := range boxes {
+		wg.Go(func() {
+			runtime.LockOSThread() // for good
+			if err := unix.Setns(int(self.Fd()), unix.CLONE_NEWNET); err != nil {
+				t.Error(err)
+				return
+			}
+			e, err := m.Attach(context.Background(), b.attach("bridge"))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if ips[e.IPAddress] {
+				t.Errorf("%s twice", e.IPAddress)
+			}
+			ips[e.IPAddress] = true
+		})
+	}
+	wg.Wait()
+	boxes[0].echo("0.0.0.0:7")
+	for _, b := range boxes[1:] {
+		if _, err := b.ask("172.17.0.1:9", 1); err != nil && strings.Contains(err.Error(), "unreachable") {
+			t.Errorf("%s: %v", b.id, err)
+		}
+	}
+}
+
+func TestNextManagerFindsWhatIsThere(t *testing.T) {
+	inOwnNamespace(t)
+	first, err := network.Open(t.Context(), network.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stays, goes := newBox(t, "stays"), newBox(t, "goes")
+	attach(t, first, stays.attach("bridge"))
+	attach(t, first, goes.attach("bridge"))
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m := open(t, network.Options{Keep: func(id string) bool { return id == "stays" }})
+	if l := goes.links(); slices.Contains(l, "eth0") {
+		t.Errorf("the link of a container that is gone stays: %v", l)
+	}
+	if l := stays.links(); !slices.Contains(l, "eth0") {
+		t.Errorf("the link of a container that runs is gone: %v", l)
+	}
+	if e := attach(t, m, newBox(t, "new").attach("bridge")); e.IPAddress != "172.17.0.3" {
+		t.Errorf("the new one has %s, while 172.17.0.2 is in use and .3 is not", e.IPAddress)
+	}
+	if err := m.Detach(t.Context(), "stays"); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, m)
+	if l := stays.links(); slices.Contains(l, "eth0") {
+		t.Errorf("detached, but %v", l)
+	}
+}
+
+func TestUplinkWithTheBridgesSubnetMovesTheBridge(t *testing.T) {
+	inOwnNamespace(t)
+	m := open(t, network.Options{Uplink: &control.Network{Address: "172.17.9.2/16"}})
+	if e := attach(t, m, newBox(t, "a").attach("bridge")); e.IPAddress != "172.18.0.2" || e.Gateway != "172.18.0.1" {
+		t.Errorf("%+v", e)
+	}
+	if n := m.Networks(); len(n) != 3 || n[0].Subnet != "172.18.0.0/16" || n[0].Gateway != "172.18.0.1" || n[2].Driver != "null" {
+		t.Errorf("%+v", n)
+	}
+}
+
+func BenchmarkAttachDetach(b *testing.B) {
+	t := &testing.T{}
+	inOwnNamespace(t)
+	m, err := network.Open(context.Background(), network.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close()
+	for b.Loop() {
+		b.StopTimer()
+		c := exec.Command(filepath.Join("/bin", "cat"))
+		c.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+		in, _ := c.StdinPipe()
+		if err := c.Start(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if _, err := m.Attach(context.Background(), network.Attach{ContainerID: "x", Pid: c.Process.Pid, Mode: "bridge"}); err != nil {
+			b.Fatal(err)
+		}
+		if err := m.Detach(context.Background(), "x"); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		_ = in.Close()
+		_ = c.Wait()
+		b.StartTimer()
+	}
+}
