@@ -21,11 +21,11 @@ build: ## build the host programs into bin/
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/dhow ./cmd/dhowd
 
 vmimage: ## build the VM image (kernel, initramfs, root) for this computer's architecture
-	$(GO) run ./vmimage/mkimage -arch $(ARCH) -out $(IMAGE) -version '$(VERSION)' -commit '$(COMMIT)'
+	$(GO) run ./vmimage/mkimage -arch $(ARCH) -out $(IMAGE) -version '$(VERSION)'
 
 vmimage-all: ## the same for both architectures
-	$(GO) run ./vmimage/mkimage -arch amd64 -out build/out/image/amd64 -version '$(VERSION)' -commit '$(COMMIT)'
-	$(GO) run ./vmimage/mkimage -arch arm64 -out build/out/image/arm64 -version '$(VERSION)' -commit '$(COMMIT)'
+	$(GO) run ./vmimage/mkimage -arch amd64 -out build/out/image/amd64 -version '$(VERSION)'
+	$(GO) run ./vmimage/mkimage -arch arm64 -out build/out/image/arm64 -version '$(VERSION)'
 
 run: deps build vmimage ## start the machine and run the built-in container in it
 	@build/demo.sh
