@@ -31,7 +31,7 @@ type Entry struct {
 // whiteout is described as what it is.
 func ReadTree(root string) (map[string]Entry, error) {
 	out := make(map[string]Entry)
-	links := make(map[uint64]string)
+	links := make(map[uint64][]string)
 	err := filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -62,15 +62,20 @@ func ReadTree(root string) (map[string]Entry, error) {
 			e.Rdev = st.Rdev
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
-			if links[st.Ino] == "" {
-				links[st.Ino] = rel
-			}
-			e.Link = links[st.Ino]
+			links[st.Ino] = append(links[st.Ino], rel)
 		}
 		e.Xattr, err = xattrs(p)
 		out[rel] = e
 		return err
 	})
+	for _, names := range links {
+		// An inode may have names in layers that do not show.
+		for _, rel := range names[:len(names)*min(1, len(names)-1)] {
+			e := out[rel]
+			e.Link = names[0]
+			out[rel] = e
+		}
+	}
 	return out, err
 }
 
