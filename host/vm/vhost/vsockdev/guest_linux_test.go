@@ -18,8 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const testCID = 7
-
 // guest plays a Linux guest: the driver of the device, and sockets that are
 // real ones (pairs of unix sockets), so that what tests see of the guest's end
 // is the kernel's doing and not ours.
