@@ -45,6 +45,8 @@ type life struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // the goroutines of this boot
 
+	unlinked chan struct{} // closed when the link has ended
+
 	once sync.Once
 	mu   sync.Mutex
 	err  error // why we ended the machine ourselves
@@ -54,7 +56,7 @@ type life struct {
 // error nothing is left but the console's log and the data disk. progress is
 // told each step.
 func bootLife(ctx context.Context, c machineConfig, progress func(string)) (*life, error) {
-	l := &life{config: c, asked: time.Now(), verified: make(chan error, 1)}
+	l := &life{config: c, asked: time.Now(), verified: make(chan error, 1), unlinked: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	list := []steps.Step{
 		{Name: "finding the VM image", Do: l.findImage, Undo: l.forgetImage},
@@ -182,6 +184,7 @@ func (l *life) startMachine(ctx context.Context) error {
 	l.wg.Add(1)
 	go func() {
 		defer l.wg.Done()
+		defer close(l.unlinked)
 		if err := l.link.Run(l.ctx, listeners[control.PortReady]); errors.As(err, new(*link.VersionError)) {
 			l.fail(errdefs.Wrap(errdefs.Conflict, err, "%v", err))
 		}
@@ -229,6 +232,18 @@ func (l *life) awaitAgent(ctx context.Context) error {
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if wait.Err() == nil {
+		// The link gave up: the machine is ending, by itself or by us.
+		select {
+		case <-l.machine.Done():
+		case <-wait.Done():
+		}
+	}
+	select {
+	case <-l.machine.Done():
+		<-l.unlinked // so that a reason of ours is known
+	default:
 	}
 	// A damaged image explains any other failure.
 	select {

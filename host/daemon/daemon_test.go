@@ -48,7 +48,7 @@ func TestWholeLife(t *testing.T) {
 	if err != nil || st.Size() != 2<<30 {
 		t.Fatalf("data disk: %v, %v", st, err)
 	}
-	if _, used, _ := diskUsage(r.layout.DataDisk()); used > 1<<20 {
+	if used := config.DiskUsed(r.layout.DataDisk()); used > 1<<20 {
 		t.Errorf("the new data disk takes %d bytes", used)
 	}
 	r.mustPing()

@@ -11,8 +11,11 @@ const defaultDriver = "vz"
 
 // newDriver makes a machine of the named driver.
 func newDriver(driver string, c vm.Config) (vm.Machine, error) {
-	if driver == "qemu" {
+	switch driver {
+	case "vz":
+		return newVZ(c)
+	case "qemu":
 		return qemu.New(c, qemu.Options{}), nil
 	}
-	return nil, errdefs.New(errdefs.Unimplemented, "dhow does not run machines with the driver %s yet", driver)
+	return nil, errdefs.New(errdefs.Invalid, "the driver %s is not for macOS: use vz or qemu", driver)
 }

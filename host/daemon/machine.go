@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -379,8 +380,8 @@ func (m *machine) status(ctx context.Context) client.Status {
 	if settings.Driver != "" {
 		s.Driver = settings.Driver
 	}
-	if size, used, err := diskUsage(m.config.Layout.DataDisk()); err == nil {
-		s.DiskSize, s.DiskUsed = size, used
+	if st, err := os.Stat(m.config.Layout.DataDisk()); err == nil {
+		s.DiskSize, s.DiskUsed = st.Size(), config.DiskUsed(m.config.Layout.DataDisk())
 	}
 	return s
 }

@@ -6,7 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
-	"strings"
+	"path/filepath"
 )
 
 // rootPlaces are where distributions keep the roots that somebody added to
@@ -21,16 +21,22 @@ var rootPlaces = []string{
 	"/etc/ca-certificates/trust-source/anchors", // Arch
 }
 
+// bundles hold the distribution's own roots. Some environments name them in
+// $SSL_CERT_FILE, which then says nothing new.
+var bundles = map[string]bool{
+	"/etc/ssl/certs/ca-certificates.crt": true, "/etc/pki/tls/certs/ca-bundle.crt": true, "/etc/ssl/ca-bundle.pem": true,
+	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem": true, "/etc/ssl/cert.pem": true,
+	"/etc/ssl/certs": true, "/etc/pki/tls/certs": true,
+}
+
 // hostRoots returns, as PEM, the certificates that the host trusts beyond the
-// well-known ones; $SSL_CERT_FILE and $SSL_CERT_DIR count as added.
+// well-known ones; those that $SSL_CERT_FILE and $SSL_CERT_DIR name are among
+// them.
 func hostRoots(context.Context, *slog.Logger) []byte {
 	places := append([]string(nil), rootPlaces...)
-	if f := os.Getenv("SSL_CERT_FILE"); f != "" {
-		places = append(places, f)
-	}
-	for _, d := range strings.Split(os.Getenv("SSL_CERT_DIR"), ":") {
-		if d != "" {
-			places = append(places, d)
+	for _, p := range append(filepath.SplitList(os.Getenv("SSL_CERT_DIR")), os.Getenv("SSL_CERT_FILE")) {
+		if p != "" && !bundles[filepath.Clean(p)] {
+			places = append(places, p)
 		}
 	}
 	return certificates(places)

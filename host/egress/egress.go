@@ -57,8 +57,8 @@ func New(c Config) *Server {
 	return &Server{config: c, strangers: make(chan struct{}, maxStrangers), streams: make(chan struct{}, MaxStreams)}
 }
 
-// Serve serves connections from l until ctx ends (nil) or l fails, then ends
-// every stream and waits for them. It closes l.
+// Serve serves connections from l until ctx ends or l is closed (nil), or l
+// fails, then ends every stream and waits for them. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -69,7 +69,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		c, err := l.Accept()
 		if err != nil {
 			_ = l.Close()
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) { // a machine that ends closes its listeners
 				return nil
 			}
 			return err

@@ -22,6 +22,10 @@ const (
 	manifestName = "manifest.json"
 )
 
+// booted are the files that a machine boots from, and the only ones that are
+// looked at: an image's directory may hold more (an SBOM, licences).
+var booted = []string{Kernel, Initrd, Root}
+
 // Manifest describes an image; it is the content of its manifest.json.
 type Manifest struct {
 	Version       string          `json:"version"` // of dhow
@@ -37,8 +41,8 @@ type File struct {
 	Size   int64  `json:"size"`   // bytes
 }
 
-// Image is an image in a directory. Its manifest is read and all its files are
-// there with the right sizes; Verify checks their content.
+// Image is an image in a directory. Its manifest is read and the files
+// that a machine boots from are there with the right sizes; Verify checks their content.
 type Image struct {
 	Dir string
 	Manifest
@@ -109,14 +113,10 @@ func Open(dir, arch string) (*Image, error) {
 	if i.Arch != arch {
 		return nil, errdefs.New(errdefs.Invalid, "the VM image in %s is for %s, and this machine needs one for %s", dir, i.Arch, arch)
 	}
-	for _, name := range []string{Kernel, Initrd, Root} {
-		if _, ok := i.Files[name]; !ok {
+	for _, name := range booted {
+		f, ok := i.Files[name]
+		if !ok {
 			return nil, i.broken(nil, "its manifest does not name the file "+name)
-		}
-	}
-	for name, f := range i.Files {
-		if name != filepath.Base(name) || name == "." || name == ".." {
-			return nil, i.broken(nil, fmt.Sprintf("its manifest names the file %q", name))
 		}
 		st, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {

@@ -27,7 +27,7 @@ type seen struct {
 // maxSeen bounds the cache file: images of other directories fall out.
 const maxSeen = 64
 
-// Verify checks the digests of the image's files, those in parallel that have
+// Verify checks the digests of the files that a machine boots from, those in parallel that have
 // changed (size, modification time or inode) since they were last good; cache
 // is the file that remembers that, "" for none. The error is Invalid and names
 // the damaged file. A cache that cannot be read or written only costs time.
@@ -38,7 +38,8 @@ func (i *Image) Verify(ctx context.Context, cache string) error {
 		fresh = map[string]seen{}
 	)
 	g, ctx := errgroup.WithContext(ctx)
-	for name, want := range i.Files {
+	for _, name := range booted {
+		want := i.Files[name]
 		path := filepath.Join(i.Dir, name)
 		st, err := os.Stat(path)
 		if err != nil {

@@ -74,8 +74,9 @@ func New(c Config) *Link {
 }
 
 // Run takes in agents that dial ready, a listener on PortReady, until ctx ends
-// (nil), the listener fails, or an agent of another version comes. It closes
-// ready and every connection it made, and waits for its goroutines.
+// or the listener is closed (nil), the listener fails, or an agent of another
+// version comes. It closes ready and every connection it made, and waits for
+// its goroutines.
 func (l *Link) Run(ctx context.Context, ready net.Listener) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
@@ -127,10 +128,13 @@ func (l *Link) Run(ctx context.Context, ready net.Listener) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.err = err
-	if err == nil {
+	if err == nil || errors.Is(err, net.ErrClosed) { // the machine closes its listeners
 		l.err = errdefs.New(errdefs.Unavailable, "the machine has ended")
 	}
 	l.change()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
 	return err
 }
 

@@ -145,7 +145,8 @@ func (s *Server) handle(c net.Conn) {
 	first = first[:n]
 	agent, err := s.config.Dial(s.ctx)
 	if err != nil {
-		s.config.Log.Warn("a docker client got no answer from the machine", "error", err)
+		// Who failed has logged the whole chain.
+		s.config.Log.Warn("a docker client got no answer from the machine", "error", errdefs.Sentence(err))
 		refuse(c, first, err)
 		return
 	}
