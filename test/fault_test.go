@@ -33,7 +33,7 @@ func testErrors(m *machine) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	foreignRef, _ := reg.Push(m.t, "foreign:1", foreign)
+	foreignRef := reg.PushIndex(m.t, "foreign:1", foreign)
 	gone := fixture.StartRegistry(m.t)
 	gone.Stop()
 
@@ -48,13 +48,14 @@ func testErrors(m *machine) {
 			m.t.Errorf("%s: want exit code %d and %q, got\n%s", name, code, sentence, r)
 		}
 	}
-	expect("missing image", 125, "manifest unknown", "run", "--rm", reg.Addr+"/no/such:image", "true")
+	expect("missing image", 125, "not found", "run", "--rm", reg.Addr+"/no/such:image", "true")
 	expect("bad flag", 125, "unknown flag: --bogus", "run", "--bogus", "dhow/hello")
 	expect("bad reference", 125, "invalid reference format", "run", "UPPER//case", "true")
 	expect("registry is down", 125, "connection refused", "run", "--rm", gone.Addr+"/x:1", "true")
 	expect("published port", 125, "", "run", "--rm", "-p", "99999:1", "dhow/hello", "true")
 	expect("no host of that name", 125, "", "run", "--rm", "no-such-host.invalid/x:1", "true")
-	expect("foreign platform", 1, "s390x", "pull", "--platform", "linux/amd64", foreignRef)
+	expect("foreign platform", 1, "no matching manifest for linux/"+runtime.GOARCH, "pull", foreignRef)
+	expect("foreign platform", 125, "no matching manifest for linux/"+runtime.GOARCH, "run", "--rm", foreignRef, "true")
 
 	reg.Corrupt.Store(true)
 	expect("digest does not match", 1, "", "pull", ref)
