@@ -59,7 +59,7 @@ func (l blobLayer) DiffID() (v1.Hash, error) { return l.diffID, nil }
 
 func newLayer(t testing.TB, blob []byte) v1.Layer {
 	t.Helper()
-	diffID, _, err := v1.SHA256(Plain(t, blob))
+	diffID, _, err := v1.SHA256(Decompressed(t, blob))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -112,8 +112,8 @@ func Zstd(b []byte) []byte {
 	return w.EncodeAll(b, nil)
 }
 
-// Plain returns the uncompressed stream of a blob.
-func Plain(t testing.TB, blob []byte) io.Reader {
+// Decompressed returns the uncompressed stream of a blob.
+func Decompressed(t testing.TB, blob []byte) io.Reader {
 	t.Helper()
 	switch {
 	case bytes.HasPrefix(blob, []byte{0x1f, 0x8b}):
