@@ -555,6 +555,18 @@ func TestUplinkWithTheBridgesSubnetMovesTheBridge(t *testing.T) {
 	}
 }
 
+func TestUplinkTooSmallForIPv6(t *testing.T) {
+	inOwnNamespace(t)
+	m := open(t, network.Options{Uplink: &control.Network{Address: "192.168.127.2/24", MTU: 1000}})
+	a, b := newBox(t, "a"), newBox(t, "b")
+	attach(t, m, a.attach("bridge"))
+	attach(t, m, b.attach("bridge"))
+	b.echo("172.17.0.3:7")
+	if saw, err := a.ask("172.17.0.3:7", 5); err != nil || !strings.HasPrefix(saw, "172.17.0.2:") {
+		t.Errorf("%q, %v", saw, err)
+	}
+}
+
 func BenchmarkAttachDetach(b *testing.B) {
 	t := &testing.T{}
 	inOwnNamespace(t)

@@ -165,19 +165,14 @@ func (x *Executor) Veth(v plan.Veth, ns int) error {
 		if index == 0 {
 			return fmt.Errorf("no link %s in the container's namespace", v.Inside)
 		}
-		if _, err := c.do(upPlain(index, v.Inside)); errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv6
-			_, err = c.do(up(index, v.Inside))
-			if err != nil {
-				return err
-			}
-		} else if err != nil {
-			return err
-		}
-		reqs := []request{newAddr(index, v)}
+		rest := []request{newAddr(index, v)}
 		if v.Gateway.IsValid() {
-			reqs = append(reqs, defaultRoute(index, v))
+			rest = append(rest, defaultRoute(index, v))
 		}
-		_, err = c.do(reqs...)
+		_, err = c.do(append([]request{upPlain(index, v.Inside)}, rest...)...)
+		if errors.Is(err, unix.EAFNOSUPPORT) { // the link has no IPv6 that could be kept down: no kernel support, or a small MTU
+			_, err = c.do(append([]request{up(index, v.Inside)}, rest...)...)
+		}
 		return err
 	})
 	if err != nil {
@@ -295,7 +290,7 @@ func upPlain(index int, name string) request {
 }
 
 func newAddr(index int, v plan.Veth) request {
-	r := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	r := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
 	m := nl.NewIfAddrmsg(unix.AF_INET)
 	m.Index, m.Prefixlen = uint32(index), uint8(v.Addr.Bits())
 	r.AddData(m)
@@ -315,7 +310,7 @@ func broadcast(p netip.Prefix) []byte {
 }
 
 func defaultRoute(index int, v plan.Veth) request {
-	r := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	r := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
 	m := nl.NewRtMsg()
 	m.Family = unix.AF_INET
 	r.AddData(m)
