@@ -125,9 +125,10 @@ func testTerminal(m *machine, cli string) {
 	// The client hears of the change by a signal and tells the engine: soon, but not at once.
 	x.send("while [ \"$(stty size)\" != '33 99' ]; do sleep 0.1; done; echo resized\n")
 	x.expect(`\nresized\n`)
-	x.send("sleep 1000\n")
-	x.expect(`sleep 1000\n`)
+	x.send("sh -c 'echo started; exec sleep 1000'\n")
+	x.expect(`\nstarted\n`)
 	x.send("\x03") // ctrl-c reaches the foreground process, not the client
+	x.expect(`\^C\n`)
 	x.send("echo interrupted: $?\n")
 	x.expect(`interrupted: 130\n`)
 
