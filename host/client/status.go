@@ -41,7 +41,8 @@ type Status struct {
 	Uptime int64 `json:"uptime_ns,omitempty"` // since the agent answered
 	Boot   int64 `json:"boot_ns,omitempty"`   // from the request to start until the agent answered
 	// BootSteps are the host's steps and, with the prefix "guest: ", the guest's.
-	// At is ns since the request to start; the guest's count from its kernel's start.
+	// At is when the step was done: the host's count from the request to start,
+	// the guest's from its kernel's start.
 	BootSteps []BootStep `json:"boot_steps,omitempty"`
 
 	Clients int            `json:"clients"` // docker connections that are open

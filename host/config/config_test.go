@@ -56,7 +56,7 @@ func TestDefaultsAreValidOnSmallAndLargeHosts(t *testing.T) {
 		if err := s.Validate(h); err != nil {
 			t.Errorf("host %+v: %v", h, err)
 		}
-		if s.Memory > 8*gib || s.CPUs > 4 {
+		if s.Memory > 4*gib || s.CPUs > 4 {
 			t.Errorf("host %+v: %d CPUs, %d bytes", h, s.CPUs, s.Memory)
 		}
 	}

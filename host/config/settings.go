@@ -60,11 +60,12 @@ func (s Settings) WithDefaults(h Host) Settings {
 		s.CPUs = max(1, min(h.CPUs, 4))
 	}
 	if s.Memory == 0 {
-		// Memory that the guest once touched is not given back on every
-		// hypervisor, so the default stays small on large hosts.
+		// The default stays small on large hosts: what the guest once touched is
+		// not given back on every hypervisor, and its kernel touches some 3 %
+		// by booting (measured: 290 MB resident with 1 GiB, 485 MB with 6 GiB).
 		s.Memory = 2 * gib
 		if h.Memory > 0 {
-			s.Memory = max(512*mib, min(8*gib, h.Memory/4))
+			s.Memory = max(512*mib, min(4*gib, h.Memory/4))
 		}
 		s.Memory = s.Memory / mib * mib
 	}
