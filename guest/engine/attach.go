@@ -33,12 +33,19 @@ func (e *Engine) ContainerAttach(ctx context.Context, id string, o AttachOptions
 	case container.StateRestarting:
 		return errdefs.New(errdefs.Conflict, "container %s is restarting, wait until the container is running", id)
 	}
-	s, err := o.Streams(r.Config.Tty)
-	if err != nil {
+	once := r.Config.StdinOnce && !r.Config.Tty
+	a := attachment{keys: keys, closeStdin: once, stdin: o.Stdin && r.Config.OpenStdin}
+	if o.Stream && !o.Logs {
+		// Before the client is told that it is attached: what it starts then is seen
+		// from the first byte.
+		a.arm(b.streams(), o.Stdout, o.Stderr)
+	}
+	if a.s, err = o.Streams(r.Config.Tty); err != nil {
+		a.disarm()
 		return err
 	}
 	if o.Logs {
-		if err := e.replay(ctx, b, o, s); err != nil {
+		if err := e.replay(ctx, b, o, a.s); err != nil {
 			return err
 		}
 	}
@@ -46,18 +53,10 @@ func (e *Engine) ContainerAttach(ctx context.Context, id string, o AttachOptions
 	if !o.Stream {
 		return nil
 	}
-	life := b.streams()
-	once := r.Config.StdinOnce && !r.Config.Tty
-	a := attachment{life: life, s: s, keys: keys, closeStdin: once}
-	if o.Stdin && r.Config.OpenStdin {
-		a.stdin = true
+	if o.Logs {
+		a.arm(b.streams(), o.Stdout, o.Stderr)
 	}
-	if o.Stdout {
-		a.out = s.Stdout
-	}
-	if o.Stderr {
-		a.err = s.Stderr
-	}
+	life := a.life
 	switch err := a.run(ctx); {
 	case errors.Is(err, errDetached):
 		e.event(b, events.ActionDetach, nil)
@@ -94,17 +93,30 @@ func (e *Engine) replay(ctx context.Context, b *box, o AttachOptions, s AttachSt
 // attachment is one client joined with the streams of one life.
 type attachment struct {
 	life       *stdio
+	client     *client
 	s          AttachStreams
 	stdin      bool
-	out, err   io.Writer // nil: not wanted
 	keys       []byte
 	closeStdin bool // the end of the client's input is the end of the process's
 }
 
+// arm keeps the wanted outputs of a life from now on.
+func (a *attachment) arm(life *stdio, out, err bool) {
+	a.life, a.client = life, life.arm(out, err)
+}
+
+// disarm gives up an attachment that does not run.
+func (a *attachment) disarm() {
+	if a.client != nil {
+		a.client.kill()
+	}
+}
+
 // run returns when the output has ended and was delivered, the client is gone,
 // or, where the client's input has a part in it, that has ended.
-func (a attachment) run(ctx context.Context) error {
-	c := a.life.attach(a.out, a.err)
+func (a *attachment) run(ctx context.Context) error {
+	c := a.client
+	c.begin(a.s.Stdout, a.s.Stderr)
 	// Whatever ends it, nothing is written to the client after run returned.
 	defer func() {
 		c.kill()
@@ -148,7 +160,7 @@ func (a attachment) run(ctx context.Context) error {
 
 // copyInput passes the client's input on until it ends, the process does not
 // read any more, or stop is closed.
-func (a attachment) copyInput(stop <-chan struct{}) error {
+func (a *attachment) copyInput(stop <-chan struct{}) error {
 	src := a.s.Stdin
 	if a.life.terminal {
 		src = &escapeReader{r: src, keys: a.keys}

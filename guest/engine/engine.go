@@ -226,10 +226,14 @@ func (e *Engine) release(id, name string) {
 // state was: its starts and exits cost no flush.
 func (e *Engine) save(ctx context.Context, b *box) error {
 	r := b.copy()
+	return e.saveRecord(ctx, &r)
+}
+
+func (e *Engine) saveRecord(ctx context.Context, r *Record) error {
 	if r.HostConfig.AutoRemove {
 		return nil
 	}
-	return putRecord(context.WithoutCancel(ctx), e.o.DB, &r)
+	return putRecord(context.WithoutCancel(ctx), e.o.DB, r)
 }
 
 // timed has each step log how long it took, where that is asked for.

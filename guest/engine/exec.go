@@ -116,21 +116,16 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 	}
 	var a *attachment
 	if !o.Detach && o.Streams != nil {
-		s, err := o.Streams(x.opts.Tty)
-		if err != nil {
+		a = &attachment{keys: x.keys, stdin: x.opts.AttachStdin, closeStdin: !x.opts.Tty}
+		// Before the program runs, so that its first byte is seen.
+		a.arm(x.io, x.opts.AttachStdout, x.opts.AttachStderr)
+		if a.s, err = o.Streams(x.opts.Tty); err != nil {
+			a.disarm()
 			x.failed(126)
 			return err
 		}
-		a = &attachment{life: x.io, s: s, keys: x.keys, stdin: x.opts.AttachStdin, closeStdin: !x.opts.Tty}
-		if x.opts.AttachStdout {
-			a.out = s.Stdout
-		}
-		if x.opts.AttachStderr {
-			a.err = s.Stderr
-		}
 	}
 	e.execEvent(x, events.ActionExecStart, true, nil)
-	// Armed before the program runs, so that its first byte is seen.
 	var end chan error
 	if a != nil {
 		end = make(chan error, 1)
@@ -192,7 +187,7 @@ func (e *Engine) execRun(ctx context.Context, x *execution, o ExecStartOptions) 
 	})
 	var p Process
 	if err == nil {
-		p, err = task.Exec(ctx, runtime.ExecConfig{ID: x.id, Process: proc, User: proc.User.Username, IO: runtime.IO{
+		p, err = task.Exec(ctx, runtime.ExecConfig{ID: x.id, Process: proc, IO: runtime.IO{
 			Terminal: x.opts.Tty, Stdin: ends.stdin, Stdout: ends.stdout, Stderr: ends.stderr,
 		}})
 	}

@@ -42,6 +42,7 @@ func (e *Engine) ended(ctx context.Context, b *box, t Task, io *stdio) {
 	b.life.Lock()
 	defer b.life.Unlock()
 	exit := t.Exit()
+	var after Record
 	var again *revival
 	for _, s := range e.timed(ctx, "exit", b.id, []steps.Step{
 		{Name: "drain streams", Do: func(context.Context) error { io.finish(drainTimeout); return nil }},
@@ -53,9 +54,10 @@ func (e *Engine) ended(ctx context.Context, b *box, t Task, io *stdio) {
 			return e.o.Network.Detach(ctx, b.id)
 		}},
 		{Name: "delete process", Do: t.Delete},
-		{Name: "change state", Do: func(context.Context) (err error) { again, err = e.exited(b, exit, io); return err }},
-		// On disk before anybody is told: an exit code that was seen is not lost.
-		{Name: "record the exit", Do: func(ctx context.Context) error { return e.save(ctx, b) }},
+		{Name: "decide what follows", Do: func(context.Context) (err error) { after, again, err = e.exited(b, exit); return err }},
+		// On disk before anybody can see it: an exit code that was seen is not lost.
+		{Name: "record the exit", Do: func(ctx context.Context) error { return e.saveRecord(ctx, &after) }},
+		{Name: "change state", Do: func(context.Context) error { b.leave(after, io); return nil }},
 	}) {
 		if err := s.Do(ctx); err != nil {
 			e.log.Error("after the end of a container", "container", b.id, "step", s.Name, "err", err)
@@ -73,21 +75,30 @@ func (e *Engine) ended(ctx context.Context, b *box, t Task, io *stdio) {
 	}
 }
 
-// exited notes how the process ended, and whether it comes back by itself.
-func (e *Engine) exited(b *box, exit runtime.Exit, io *stdio) (*revival, error) {
+// exited returns the record of b as it is after the exit, and whether the
+// container comes back by itself.
+func (e *Engine) exited(b *box, exit runtime.Exit) (Record, *revival, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := &b.rec.State
 	again := b.planRestart(exit, e.isStopping())
 	ev := evExit
 	if again != nil {
 		ev = evRestart
 	}
+	r := b.rec
+	s := &r.State
 	err := s.transition(ev)
 	s.Pid, s.ExitCode, s.OOMKilled, s.FinishedAt = 0, exit.Code, exit.OOMKilled, exit.At.UTC()
+	return r, again, err
+}
+
+// leave ends the life of io: b is as after says.
+func (b *box) leave(after Record, io *stdio) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rec.State = after.State
 	b.task, b.endpoint = nil, nil
 	if b.io == io {
 		b.io = nil
 	}
-	return again, err
 }

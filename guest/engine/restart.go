@@ -63,10 +63,12 @@ func (b *box) planRestart(exit runtime.Exit, stopping bool) *revival {
 	return b.revival
 }
 
-// cancelRestart ends a restart by policy that waits, if there is one.
-func (b *box) cancelRestart() {
+// stopsForGood ends a restart by policy that waits, if there is one, and with
+// byPerson has none follow the next exit.
+func (b *box) stopsForGood(byPerson bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.rec.ManuallyStopped = b.rec.ManuallyStopped || byPerson
 	if b.revival != nil {
 		close(b.revival.cancel)
 		b.revival = nil

@@ -42,8 +42,6 @@ func (l *launch) buildSpec(context.Context) (err error) {
 		}
 	}
 	l.create.Spec = s
-	l.create.User = s.Process.User.Username
-	l.create.Groups = l.rec.HostConfig.GroupAdd
 	return nil
 }
 

@@ -177,10 +177,11 @@ func (s *stdio) give(isErr bool, b []byte) {
 	}
 }
 
-// attach adds a client whose output goes to out and err; nil drops a stream.
-// After the life's end the client ends at once.
-func (s *stdio) attach(out, err io.Writer) *client {
-	c := &client{out: out, err: err, done: make(chan struct{}), from: s}
+// arm adds a client that wants the given outputs. They are kept for it from
+// now on, until begin says where they go, or kill that nobody wants them. After
+// the life's end there is nothing to come.
+func (s *stdio) arm(out, err bool) *client {
+	c := &client{wantOut: out, wantErr: err, done: make(chan struct{}), from: s}
 	c.cond.L = &c.mu
 	s.mu.Lock()
 	if s.ended {
@@ -189,7 +190,6 @@ func (s *stdio) attach(out, err io.Writer) *client {
 		s.clients[c] = struct{}{}
 	}
 	s.mu.Unlock()
-	go c.run()
 	return c
 }
 
@@ -277,9 +277,10 @@ type chunk struct {
 // goroutine that empties it. done is closed when everything was delivered after
 // the end, or the client died.
 type client struct {
-	from     *stdio
-	out, err io.Writer
-	done     chan struct{}
+	from             *stdio
+	wantOut, wantErr bool
+	out, err         io.Writer // set by begin
+	done             chan struct{}
 
 	mu    sync.Mutex
 	cond  sync.Cond
@@ -291,7 +292,7 @@ type client struct {
 }
 
 func (c *client) put(k chunk) {
-	if k.err && c.err == nil || !k.err && c.out == nil {
+	if k.err && !c.wantErr || !k.err && !c.wantOut {
 		return
 	}
 	c.mu.Lock()
@@ -305,6 +306,12 @@ func (c *client) put(k chunk) {
 	c.queue = append(c.queue, k)
 	c.size += len(k.data)
 	c.cond.Broadcast()
+}
+
+// begin delivers what is queued and what comes. It is called once.
+func (c *client) begin(out, err io.Writer) {
+	c.out, c.err = out, err
+	go c.run()
 }
 
 func (c *client) run() {

@@ -51,12 +51,11 @@ func (e *Engine) stop(ctx context.Context, b *box, o StopOptions) error {
 	if err != nil {
 		return err
 	}
-	end := b.wait(ctx, container.WaitConditionNotRunning)
 	if err := e.signal(ctx, b, sig); err != nil && !errdefs.Is(err, errdefs.Conflict) {
 		e.log.Info("stop signal failed, killing", "container", b.id, "signal", int(sig), "err", err)
 		timeout = 0
 	}
-	if !within(ctx, end, timeout) {
+	if !b.awaitEnd(ctx, timeout) {
 		if err := e.kill(ctx, b, unix.SIGKILL); err != nil && !errdefs.Is(err, errdefs.Conflict) {
 			return err
 		}
@@ -103,6 +102,26 @@ func within[T any](ctx context.Context, end <-chan T, timeout time.Duration) boo
 	case <-ctx.Done():
 	}
 	return false
+}
+
+// awaitEnd reports whether the container ended for good in time. A wait ends
+// with each exit, also with one that a restart by policy follows.
+func (b *box) awaitEnd(ctx context.Context, timeout time.Duration) bool {
+	if timeout >= 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	for {
+		if r := b.copy(); !r.State.alive() {
+			b.life.Lock()   // what follows the exit is done, and told, too
+			b.life.Unlock() //nolint:staticcheck // nothing to do inside
+			return true
+		}
+		if (<-b.wait(ctx, container.WaitConditionNotRunning)).Err != nil && ctx.Err() != nil {
+			return false
+		}
+	}
 }
 
 // ContainerRestart stops and starts a container; one that goes with its
@@ -160,11 +179,10 @@ func (e *Engine) ContainerKill(ctx context.Context, id, signal string) error {
 
 // kill sends sig and waits for the end.
 func (e *Engine) kill(ctx context.Context, b *box, sig unix.Signal) error {
-	end := b.wait(ctx, container.WaitConditionNotRunning)
 	if err := e.signal(ctx, b, sig); err != nil {
 		return err
 	}
-	if !within(ctx, end, killTimeout) {
+	if !b.awaitEnd(ctx, killTimeout) {
 		return errdefs.New(errdefs.Internal, "tried to kill container, but did not receive an exit event")
 	}
 	return nil
@@ -181,17 +199,13 @@ func (e *Engine) signal(ctx context.Context, b *box, sig unix.Signal) error {
 	}
 	stop, _, err := stopPlan(r.Config, StopOptions{})
 	ends := err == nil && sig == stop || sig == unix.SIGKILL || r.Config.StopSignal == ""
-	if ends && !e.isStopping() {
-		b.mu.Lock()
-		b.rec.ManuallyStopped = true
-		b.mu.Unlock()
+	if ends {
+		b.stopsForGood(!e.isStopping())
 	}
-	if r.State.Status == container.StateRestarting {
-		// There is no process; that none comes is enough.
-		b.cancelRestart()
-		return nil
+	if task == nil {
+		return nil // it waits for its restart; that none comes is enough
 	}
-	if err := task.Signal(ctx, sig, false); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := task.Signal(ctx, sig, false); err != nil && !errors.Is(err, unix.ESRCH) && !errdefs.Is(err, errdefs.NotFound) {
 		return fmt.Errorf("send signal %d: %w", sig, err)
 	}
 	if ends && r.State.Status == container.StatePaused {
