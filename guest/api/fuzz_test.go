@@ -4,6 +4,7 @@ package api
 
 import (
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -76,8 +77,28 @@ func FuzzTime(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if got, err := parseTime(s); err == nil && !got.IsZero() && s == "" {
-			t.Errorf("%q: %v", s, got)
+		got, err := parseTime(s)
+		if err != nil || got.IsZero() {
+			return
+		}
+		again, err := parseTime(fmt.Sprintf("%d.%09d", got.Unix(), got.Nanosecond()))
+		if err != nil || !again.Equal(got) {
+			t.Errorf("%q: %v, then %v (%v)", s, got, again, err)
+		}
+	})
+}
+
+func FuzzPlatform(f *testing.F) {
+	for _, s := range []string{"linux", "linux/amd64", "arm64", "linux/arm/v7", "a/b/c/d", "/", "LINUX/X86_64"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := parsePlatform(s)
+		if err != nil {
+			return
+		}
+		if p.OS == "" || (p.Variant != "" && p.Architecture == "") {
+			t.Errorf("%q: %+v", s, p)
 		}
 	})
 }

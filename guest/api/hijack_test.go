@@ -24,12 +24,23 @@ import (
 // header, and that header.
 func (r *rig) attach(path string, upgrade bool) (*net.UnixConn, *bufio.Reader, string) {
 	r.t.Helper()
+	return r.hijack(path, "text/plain", "", upgrade)
+}
+
+// startExec is attach for an exec, which has a body.
+func (r *rig) startExec(path, body string) (*net.UnixConn, *bufio.Reader, string) {
+	r.t.Helper()
+	return r.hijack(path, "application/json", body, true)
+}
+
+func (r *rig) hijack(path, contentType, body string, upgrade bool) (*net.UnixConn, *bufio.Reader, string) {
+	r.t.Helper()
 	c := r.dial()
-	req := "POST " + path + " HTTP/1.1\r\nHost: docker\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n"
+	req := "POST " + path + " HTTP/1.1\r\nHost: docker\r\nContent-Type: " + contentType + "\r\nContent-Length: " + fmt.Sprint(len(body)) + "\r\n"
 	if upgrade {
 		req += "Connection: Upgrade\r\nUpgrade: tcp\r\n"
 	}
-	if _, err := io.WriteString(c, req+"\r\n"); err != nil {
+	if _, err := io.WriteString(c, req+"\r\n"+body); err != nil {
 		r.t.Fatal(err)
 	}
 	br := bufio.NewReader(c)
