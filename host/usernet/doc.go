@@ -4,8 +4,8 @@
 // where the host's own programs go, VPNs included.
 //
 // The daemon opens one Network per boot, gives its socket to the driver and its
-// addresses to the guest. The stack is gVisor's, its wiring and parts
-// (switch, link, UDP forwarder) are those of gvisor-tap-vsock.
+// addresses to the guest. The stack is gVisor's; its wiring, the switch
+// and the link are those of gvisor-tap-vsock.
 //
 // # What the guest reaches
 //

@@ -9,8 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
-	"github.com/containers/gvisor-tap-vsock/pkg/services/forwarder"
 	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"github.com/containers/gvisor-tap-vsock/pkg/types"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -68,6 +68,7 @@ type Network struct {
 	cancel context.CancelFunc
 	mu     sync.Mutex // guards the Add of wg against Close's Wait
 	wg     sync.WaitGroup
+	flows  atomic.Int64 // of UDP
 }
 
 // Address returns what the guest is told about the network.
@@ -144,11 +145,7 @@ func (n *Network) makeStack(link stack.LinkEndpoint) error {
 	}
 	s.SetRouteTable([]tcpip.Route{{Destination: net4, NIC: nic}})
 	s.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(s, 0, maxDialing, n.forwardTCP).HandlePacket)
-	nat := map[tcpip.Address]tcpip.Address{}
-	if n.config.HostLoopback {
-		nat[address(HostAddress)] = address("127.0.0.1")
-	}
-	s.SetTransportProtocolHandler(udp.ProtocolNumber, forwarder.UDP(s, nat, &sync.Mutex{}, false).HandlePacket)
+	s.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(s, n.forwardUDP).HandlePacket)
 	return nil
 }
 

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 
 	"dhow/internal/testkit"
 )
@@ -314,4 +317,65 @@ func BenchmarkFromGuest(b *testing.B) {
 	}()
 	_, _ = io.Copy(io.Discard, h)
 	_ = h.Close()
+}
+
+func TestUDPToTheHost(t *testing.T) {
+	testkit.NoLeaks(t)
+	host, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	_, g := plug(t, Config{HostLoopback: true})
+	c, err := gonet.DialUDP(g.stack, nil, &tcpip.FullAddress{NIC: 1, Addr: address(HostAddress), Port: uint16(host.LocalAddr().(*net.UDPAddr).Port)}, ipv4.ProtocolNumber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = host.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Write([]byte("ping")); err != nil {
+		t.Fatal(err)
+	}
+	var b [16]byte
+	n, from, err := host.ReadFrom(b[:])
+	if err != nil || string(b[:n]) != "ping" {
+		t.Fatalf("%q, %v", b[:n], err)
+	}
+	if _, err := host.WriteTo([]byte("pong"), from); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(b[:]); err != nil || string(b[:n]) != "pong" {
+		t.Fatalf("%q, %v", b[:n], err)
+	}
+}
+
+// A flow that is silent is forgotten, one that is used in one direction is not.
+func TestFlowsEnd(t *testing.T) {
+	testkit.NoLeaks(t)
+	a, x := net.Pipe()
+	b, y := net.Pipe()
+	done := make(chan struct{})
+	start := time.Now()
+	const idle = 200 * time.Millisecond
+	go func() { exchange(context.Background(), x, y, idle); close(done) }()
+	var in [8]byte
+	for range 6 {
+		if _, err := a.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Read(in[:]); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(idle / 4)
+	}
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it did not end")
+	}
+	if d := time.Since(start); d < idle+idle/4*5 {
+		t.Errorf("it ended after %v, while used", d)
+	}
+	_, _ = a.Close(), b.Close()
 }
