@@ -93,7 +93,8 @@ func New(log *slog.Logger, guestCID uint64) *Device {
 
 // Serve accepts QEMU's connections on l, one at a time, until Close, and then
 // returns nil. When QEMU goes, every connection of the guest is reset, and
-// Serve waits for the next QEMU. It closes l.
+// Serve waits for the next QEMU. It closes l. Where there is no vhost-user, it
+// returns vhost.ErrUnsupported.
 func (d *Device) Serve(l *net.UnixListener) error {
 	defer l.Close()
 	d.mu.Lock()
@@ -126,16 +127,22 @@ func (d *Device) Serve(l *net.UnixListener) error {
 		d.session = conn
 		d.mu.Unlock()
 
-		if err := vhost.Serve(conn, handler{d}, d.log); err != nil {
-			d.log.Error("vsock: the connection of QEMU failed", "error", err)
-		}
+		err = vhost.Serve(conn, handler{d}, d.log)
 
 		d.mu.Lock()
 		d.session = nil
 		d.seen = [2]bool{}
 		d.warned = false
 		d.resetAll()
+		if errors.Is(err, vhost.ErrUnsupported) {
+			d.socket = nil
+			d.mu.Unlock()
+			return err
+		}
 		d.mu.Unlock()
+		if err != nil {
+			d.log.Error("vsock: the connection of QEMU failed", "error", err)
+		}
 	}
 }
 
@@ -162,8 +169,8 @@ func (d *Device) Close() error {
 // Dial connects to port in the guest. The error, a *net.OpError, wraps
 // ECONNREFUSED if nobody listens there or no guest with a driver runs,
 // ECONNRESET if the guest goes while we wait, ETIMEDOUT if it does not answer
-// for two minutes, ctx's error if ctx ends first, net.ErrClosed after Close.
-// The connection is a *Conn.
+// for two minutes (or is paused for as long), ctx's error if ctx ends first,
+// net.ErrClosed after Close. The connection is a *Conn.
 func (d *Device) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	c, err := d.dial(ctx, port)
 	if err != nil {

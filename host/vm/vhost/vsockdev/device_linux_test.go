@@ -412,10 +412,9 @@ func TestPauseAndReset(t *testing.T) {
 
 	// The reset: the driver of the next boot starts at 0.
 	stop()
-	g.txMu.Lock()
+	g.halt()
 	g.rx.Reset()
 	g.tx.Reset()
-	g.txMu.Unlock()
 	for i := range base {
 		if err := g.fe.Start(i, 0); err != nil {
 			t.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"dhow/host/vm/vhost/vhosttest"
+	"dhow/internal/testkit"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +28,7 @@ type guest struct {
 	tx *vhosttest.Ring
 	wg sync.WaitGroup
 
+	once   sync.Once
 	rxBufs map[uint16]uint64 // head → address
 	rxSize int
 
@@ -73,7 +74,7 @@ func startDevice(t testing.TB) (*Device, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := New(slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo})), testCID)
+	d := New(testkit.Log(t), testCID)
 	done := make(chan error, 1)
 	go func() { done <- d.Serve(l) }()
 	t.Cleanup(func() {
@@ -85,10 +86,6 @@ func startDevice(t testing.TB) (*Device, string) {
 	})
 	return d, path
 }
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(b []byte) (int, error) { w.t.Logf("%s", b); return len(b), nil }
 
 // boot connects a guest whose receive buffers have rxSize bytes (0: as Linux).
 func boot(t testing.TB, path string, rxSize int) *guest {
@@ -142,6 +139,12 @@ func (g *guest) give(addr uint64) {
 
 // off is the end of QEMU.
 func (g *guest) off() {
+	g.halt()
+	g.once.Do(g.fe.Close)
+}
+
+// halt is the end of the driver.
+func (g *guest) halt() {
 	g.mu.Lock()
 	if g.dead {
 		g.mu.Unlock()
@@ -155,7 +158,6 @@ func (g *guest) off() {
 	g.mu.Unlock()
 	g.rx.WakeUp()
 	g.wg.Wait()
-	g.fe.Close()
 }
 
 func (g *guest) work() {
@@ -254,7 +256,10 @@ func (g *guest) packet(b []byte) {
 	if h.SrcCID != hostCID || h.DstCID != testCID || int(h.Len) != len(data) {
 		g.t.Errorf("the device sent %+v with %d bytes", h, len(data))
 	}
-	if g.hook != nil && g.hook(h, data) {
+	g.mu.Lock()
+	hook := g.hook
+	g.mu.Unlock()
+	if hook != nil && hook(h, data) {
 		return
 	}
 	k := key{host: h.SrcPort, guest: h.DstPort}
