@@ -106,16 +106,13 @@ func firmware(arch, binary string) string {
 	if arch != "amd64" {
 		return ""
 	}
-	dirs := []string{filepath.Join(filepath.Dir(binary), "..", "share", "qemu"), "/usr/share/qemu", "/usr/share/qboot"}
-	for _, d := range dirs {
-		for _, name := range []string{"qboot.rom", "bios.bin"} {
-			if name == "bios.bin" && d != "/usr/share/qboot" {
-				continue
-			}
-			p := filepath.Join(d, name)
-			if info, err := os.Stat(p); err == nil && info.Mode().IsRegular() {
-				return p
-			}
+	for _, p := range []string{
+		filepath.Join(filepath.Dir(binary), "..", "share", "qemu", "qboot.rom"),
+		"/usr/share/qemu/qboot.rom",
+		"/usr/share/qboot/bios.bin", // Fedora
+	} {
+		if info, err := os.Stat(p); err == nil && info.Mode().IsRegular() {
+			return p
 		}
 	}
 	return ""

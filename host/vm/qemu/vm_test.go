@@ -149,6 +149,7 @@ func TestVMDevices(t *testing.T) {
 	if err := os.Chmod(cfg.Root, 0o400); err != nil {
 		t.Fatal(err)
 	}
+	cfg.Memory = 4 << 30 // more than fits below the PCI hole
 	cfg.MAC, cfg.NetSocket = "5a:94:ef:e4:0c:ee", filepath.Join(dir, "net.sock")
 	network, err := net.Listen("unix", cfg.NetSocket)
 	if err != nil {
@@ -187,6 +188,8 @@ func TestVMDevices(t *testing.T) {
 		`boot: {"hello":"guest"}`,
 		"disk: serial=" + control.SerialRoot + " ro=1 sectors=2048 ",
 		"disk: serial=" + control.SerialData + " ro=0 sectors=16777216 discard=2147483136 cache=\"write back\"",
+		"cpus: 0-1",
+		"memory: 39", // 39xx MiB: the kernel takes some
 		"net: mac=5a:94:ef:e4:0c:ee mtu=65520",
 	} {
 		if !strings.Contains(string(console), want) {

@@ -73,6 +73,9 @@ func report() {
 	for _, n := range nets {
 		fmt.Printf("net: mac=%s mtu=%s\n", value(n, "address"), value(n, "mtu"))
 	}
+	var info unix.Sysinfo_t
+	_ = unix.Sysinfo(&info)
+	fmt.Printf("cpus: %s\nmemory: %d MiB\n", value("/sys/devices/system/cpu", "online"), uint64(info.Totalram)*uint64(info.Unit)>>20)
 	fmt.Printf("clocksource: %s\n", value("/sys/devices/system/clocksource/clocksource0", "current_clocksource"))
 }
 
