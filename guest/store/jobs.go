@@ -267,7 +267,8 @@ func (j *layerJob) stream(ctx context.Context, dir string) (u layer.Unpacked, er
 		defer o.Lower.Close()
 	}
 	for {
-		w, err := j.s.content.Writer(ctx, "layer-"+string(j.w.blob.Digest), j.w.blob)
+		name := "layer-" + string(j.w.blob.Digest)
+		w, err := j.s.content.Writer(ctx, name, j.w.blob)
 		if errors.Is(err, content.ErrExists) {
 			return j.fromContent(ctx, dir, o)
 		}
@@ -276,10 +277,7 @@ func (j *layerJob) stream(ctx context.Context, dir string) (u layer.Unpacked, er
 		}
 		var resumed bool
 		u, resumed, err = j.download(ctx, dir, w, o)
-		if err == nil {
-			return u, nil
-		}
-		if err = errors.Join(err, j.s.content.Abort(ctx, "layer-"+string(j.w.blob.Digest))); !resumed || !errors.Is(err, content.ErrMismatch) {
+		if err = j.s.end(w, name, err); !resumed || !errors.Is(err, content.ErrMismatch) {
 			return u, err
 		}
 		// Bytes put together from several responses do not fit: once more, from
@@ -347,12 +345,6 @@ func (s *Store) jobDir(ctx context.Context, j *layerJob) (string, error) {
 
 // download reads the blob from where the caller of the job gets it.
 func (j *layerJob) download(ctx context.Context, dir string, w content.Writer, o layer.Options) (u layer.Unpacked, resumed bool, err error) {
-	defer func() { err = errors.Join(err, w.Close()) }()
-	if w.Offset() > 0 { // left by an attempt that failed
-		if err := w.Reset(); err != nil {
-			return u, false, err
-		}
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	body := j.w.fetch(ctx, j.w.blob)

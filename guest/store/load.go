@@ -149,12 +149,7 @@ func (l *loader) store(ctx context.Context, name string, r io.Reader, size int64
 	if err != nil {
 		return err
 	}
-	defer func() {
-		err = errors.Join(err, w.Close())
-		if err != nil {
-			err = errors.Join(err, l.s.content.Abort(context.WithoutCancel(ctx), ref))
-		}
-	}()
+	defer func() { err = l.s.end(w, ref, err) }()
 	if _, err := io.Copy(w, &ctxReader{ctx, r}); err != nil {
 		return err
 	}

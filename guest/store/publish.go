@@ -135,18 +135,25 @@ func (s *Store) keepBlob(ctx context.Context, d ocispec.Descriptor, raw []byte) 
 		return err
 	}
 	defer unlock()
-	w, err := s.content.Writer(ctx, "blob-"+string(d.Digest), ocispec.Descriptor{Digest: d.Digest, Size: int64(len(raw))})
-	if errors.Is(err, content.ErrExists) {
-		return nil
-	}
+	name := "blob-" + string(d.Digest)
+	w, err := s.content.Writer(ctx, name, ocispec.Descriptor{Digest: d.Digest, Size: int64(len(raw))})
 	if err != nil {
-		return err
+		return ignoreExists(err)
 	}
 	_, err = w.Write(raw)
 	if err == nil {
 		err = w.Commit(ctx, int64(len(raw)), d.Digest, content.Deferred)
 	}
-	return errors.Join(err, w.Close())
+	return s.end(w, name, err)
+}
+
+// end closes a writer, and drops its ingest unless it was committed: a download
+// that breaks goes on by itself, so one that failed has no use any more.
+func (s *Store) end(w content.Writer, name string, err error) error {
+	if err = errors.Join(err, w.Close()); err != nil {
+		err = errors.Join(err, s.content.Abort(context.Background(), name))
+	}
+	return err
 }
 
 // readBlob reads a small blob of the store.

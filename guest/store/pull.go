@@ -284,11 +284,12 @@ func (s *Store) fetchBlob(ctx context.Context, d ocispec.Descriptor, fetch fetch
 	}
 	defer unlock()
 	j := &layerJob{w: wantedLayer{blob: d}}
-	w, err := s.content.Writer(ctx, "layer-"+string(d.Digest), d)
+	name := "layer-" + string(d.Digest)
+	w, err := s.content.Writer(ctx, name, d)
 	if err != nil {
 		return ignoreExists(err)
 	}
 	body := fetch(ctx, d)
 	err = j.keep(ctx, w, body)
-	return errors.Join(err, body.Close(), w.Close())
+	return s.end(w, name, errors.Join(err, body.Close()))
 }

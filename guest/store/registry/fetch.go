@@ -107,6 +107,7 @@ type Blob struct {
 	body     *stallReader
 	attempts int
 	resumed  bool
+	noRange  bool
 	last     time.Time // of the last byte
 }
 
@@ -166,11 +167,19 @@ func (b *Blob) open() error {
 	header := make(http.Header)
 	want := []int{http.StatusOK}
 	if b.off > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", b.off))
-		want = []int{http.StatusOK, http.StatusPartialContent}
 		b.resumed = true
 	}
+	if b.off > 0 && !b.noRange {
+		// With its end, for some do not know ranges without.
+		header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.d.Size-1))
+		want = []int{http.StatusOK, http.StatusPartialContent}
+	}
 	resp, err := b.r.get(b.ctx, "/blobs/"+b.d.Digest.String(), header, want...)
+	var refused *StatusError
+	if errors.As(err, &refused) && header.Get("Range") != "" && (refused.Status == 400 || refused.Status == 404 || refused.Status == 416) {
+		b.noRange = true // it does not know ranges at all, and says so
+		return b.open()
+	}
 	if err != nil {
 		return blobUnknown(err)
 	}
