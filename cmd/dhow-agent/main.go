@@ -46,6 +46,7 @@ func options(args []string) (agent.Options, error) {
 	f.StringVar(&o.Images, "images", "", "directory of image archives to load at the first start (default /usr/share/dhow/images in a machine)")
 	f.StringVar(&o.CgroupRoot, "cgroup-root", "/sys/fs/cgroup", "mount point of cgroup2")
 	f.StringVar(&o.CgroupParent, "cgroup-parent", "docker", "parent of the containers' cgroups, below the mount point")
+	f.BoolVar(&o.Bridge, "bridge", false, "with --socket: make the bridge network in this network namespace")
 	debug := f.Bool("debug", false, "log more")
 	boot := f.Bool("boot", false, "read the boot's data from standard input even if it is a terminal")
 	if err := f.Parse(args); err != nil {

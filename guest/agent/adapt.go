@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"dhow/guest/engine"
+	"dhow/guest/network"
 	"dhow/guest/runtime"
 )
 
@@ -29,4 +30,24 @@ func (t task) Exec(ctx context.Context, c runtime.ExecConfig) (engine.Process, e
 		return nil, err
 	}
 	return p, nil
+}
+
+// networkAdapter gives the network manager the engine's interface.
+type networkAdapter struct{ m *network.Manager }
+
+func (n networkAdapter) Attach(ctx context.Context, a engine.Attach) (engine.Endpoint, error) {
+	e, err := n.m.Attach(ctx, network.Attach(a))
+	return engine.Endpoint(e), err
+}
+
+func (n networkAdapter) Detach(ctx context.Context, containerID string) error {
+	return n.m.Detach(ctx, containerID)
+}
+
+func (n networkAdapter) Networks() []engine.NetworkInfo {
+	var list []engine.NetworkInfo
+	for _, i := range n.m.Networks() {
+		list = append(list, engine.NetworkInfo{ID: i.ID, Name: i.Name, Driver: i.Driver, Scope: i.Scope, Subnet: i.Subnet, Gateway: i.Gateway, Created: i.Created})
+	}
+	return list
 }

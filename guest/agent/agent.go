@@ -23,6 +23,7 @@ import (
 	"dhow/guest/db"
 	"dhow/guest/engine"
 	"dhow/guest/event"
+	"dhow/guest/network"
 	"dhow/guest/runtime"
 	"dhow/guest/store"
 	"dhow/internal/errdefs"
@@ -37,6 +38,7 @@ type Options struct {
 	Enter  string // path of dhow-enter
 	Images string // directory of archives to load at the first start; "" = none
 	Socket string // unix socket of the Docker API; "" = vsock
+	Bridge bool   // make the bridge network on plain Linux, too
 
 	CgroupRoot   string // mount point of cgroup2; "" = /sys/fs/cgroup
 	CgroupParent string // of the containers' cgroups, below it
@@ -168,9 +170,23 @@ func (a *agent) open(ctx context.Context) error {
 	return nil
 }
 
-// network opens the network of a machine; plain Linux and a machine without a
-// device have none, and the modes none and host.
-func (a *agent) network(context.Context) (engine.Network, error) { return nil, nil }
+// network opens the network. Plain Linux has none unless it is asked for (it
+// makes a bridge and firewall rules there): then the modes none and host work.
+func (a *agent) network(ctx context.Context) (engine.Network, error) {
+	o := network.Options{Log: a.Log.With("part", "network")}
+	switch {
+	case a.Boot != nil:
+		o.Uplink = a.Boot.Network
+	case !a.Bridge:
+		return nil, nil
+	}
+	m, err := network.Open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	a.onClose(m.Close)
+	return networkAdapter{m}, nil
+}
 
 func (a *agent) runtimeDir() string { return filepath.Join(a.Run, "runtime") }
 
