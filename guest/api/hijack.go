@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +26,18 @@ import (
 // for its client to read that output and close.
 const lingerFor = 5 * time.Second
 
+// holdFor is how long the first output of a stream waits behind the answer's
+// header where the client is docker-py (or what is built on it: compose v1,
+// Ansible). It takes the header through a buffered reader and the stream from
+// the socket below it, so what comes with the header is lost to it. Other
+// engines take longer than this to start an exec.
+const holdFor = 20 * time.Millisecond
+
+// losesEarlyOutput reports whether a User-Agent is of such a client.
+func losesEarlyOutput(agent string) bool {
+	return strings.Contains(agent, "docker-sdk-python/") || strings.Contains(agent, "docker-py/") || strings.Contains(agent, "docker-compose/1")
+}
+
 // hijacked is a connection taken over from HTTP for an attach or an exec: its
 // two directions end separately. What the client sends is the process's
 // input; the client's half-close ends only that. What the process writes goes
@@ -36,6 +49,8 @@ type hijacked struct {
 	gone     chan struct{} // closed when the client has closed altogether
 	goneOnce sync.Once
 	stop     chan struct{} // closed by close
+	hold     time.Time     // when the first output may go; see holdFor
+	held     sync.Once
 	watch    sync.WaitGroup
 	watching sync.Once
 }
@@ -71,6 +86,9 @@ func (c *call) hijack(contentType string, wantStdin bool) (*hijacked, error) {
 	if _, err := io.WriteString(conn, answer); err != nil {
 		_ = conn.Close()
 		return nil, err
+	}
+	if losesEarlyOutput(c.r.UserAgent()) {
+		h.hold = time.Now().Add(holdFor)
 	}
 	if !wantStdin {
 		h.drain()
@@ -122,6 +140,9 @@ func (h *hijacked) Read(p []byte) (int, error) {
 
 // Write writes to the client. An error means that the client is gone.
 func (h *hijacked) Write(p []byte) (int, error) {
+	if !h.hold.IsZero() {
+		h.held.Do(func() { time.Sleep(time.Until(h.hold)) })
+	}
 	n, err := h.conn.Write(p)
 	if err != nil {
 		h.leave()

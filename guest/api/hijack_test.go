@@ -248,6 +248,23 @@ func TestFloodArrivesWhole(t *testing.T) {
 	}
 }
 
+func TestOutputWaitsForClientsThatLoseIt(t *testing.T) {
+	r := newRig(t)
+	r.start(r.box("a", "sleep"))
+	for agent, want := range map[string]time.Duration{"docker-sdk-python/7.1.0": 20 * time.Millisecond, "Docker-Client/29.8.2 (linux)": 0} {
+		id := r.exec("a", client.ExecCreateOptions{Cmd: []string{"echo", "hi"}, AttachStdout: true})
+		c := r.dial()
+		begun := time.Now()
+		if _, err := io.WriteString(c, "POST /exec/"+id+"/start HTTP/1.1\r\nHost: d\r\nUser-Agent: "+agent+"\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"); err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(c)
+		if took := time.Since(begun); err != nil || !strings.HasSuffix(string(b), "hi\n") || took < want {
+			t.Errorf("%s: %q, %v after %v", agent, b, err, took)
+		}
+	}
+}
+
 func TestAttachByWebSocket(t *testing.T) {
 	noLeak(t)
 	r := newRig(t)

@@ -109,9 +109,12 @@ func (e *Engine) ContainerCreate(_ context.Context, o engine.CreateOptions) (con
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	im, err := e.findImage(o.Config.Image)
-	if err != nil {
+	if _, err := e.findImage(o.Config.Image); err != nil {
 		return container.CreateResponse{}, err
+	}
+	host := *o.HostConfig // what was recorded as seen stays as it was
+	if o.HostConfig = &host; host.LogConfig.Type == "" {
+		host.LogConfig.Type = "json-file"
 	}
 	id := e.newID("container")
 	if o.Name == "" {
@@ -124,7 +127,6 @@ func (e *Engine) ContainerCreate(_ context.Context, o engine.CreateOptions) (con
 	b.stdinR, b.stdinW = io.Pipe()
 	e.boxes = append(e.boxes, b)
 	e.emit(events.ContainerEventType, events.ActionCreate, id, map[string]string{"image": o.Config.Image, "name": b.name})
-	_ = im
 	return container.CreateResponse{ID: id}, nil
 }
 
