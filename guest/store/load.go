@@ -43,13 +43,12 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 	f := newFeed(progress)
 	defer f.close()
 	lease := s.leases.Take()
-	defer lease.Release()
 	out, err := s.load(ctx, r, f, lease)
-	if err != nil {
-		s.sweepSoon()
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
+	lease.Release()
+	// Files of the archive that belong to no image are garbage now.
+	s.sweepSoon()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
 	return out, err
 }
@@ -76,8 +75,6 @@ func (s *Store) load(ctx context.Context, r io.Reader, f *feed, lease *gc.Lease)
 		}
 		out = append(out, img)
 	}
-	// Files of the archive that belong to no image are garbage now.
-	s.sweepSoon()
 	return out, nil
 }
 
@@ -109,7 +106,7 @@ func (l *loader) read(ctx context.Context, r io.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return errdefs.Wrap(errdefs.Invalid, err, "invalid archive")
+			return layer.StreamError(err)
 		}
 		if n >= maxArchiveFiles {
 			return errdefs.New(errdefs.Invalid, "the archive has more than %d files", maxArchiveFiles)
@@ -118,7 +115,7 @@ func (l *loader) read(ctx context.Context, r io.Reader) error {
 		switch h.Typeflag {
 		case tar.TypeReg:
 			if err := l.store(ctx, name, tr, h.Size); err != nil {
-				return fmt.Errorf("%s: %w", h.Name, err)
+				return fmt.Errorf("%s: %w", h.Name, layer.StreamError(err))
 			}
 		case tar.TypeSymlink: // docker's old form: a layer that is there already
 			l.links[name] = path.Join("/", path.Dir(name), h.Linkname)[1:]

@@ -158,7 +158,7 @@ func (a *applier) run(ctx context.Context, tr *tar.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return streamError(err)
+			return StreamError(err)
 		}
 		if n >= a.limits.Entries {
 			return errdefs.New(errdefs.Invalid, "layer has more than %d entries", a.limits.Entries)
@@ -169,11 +169,15 @@ func (a *applier) run(ctx context.Context, tr *tar.Reader) error {
 	}
 }
 
-// streamError makes what the tar reader says of bad input Invalid; errors of
+// StreamError makes what a tar reader says of bad input Invalid; errors of
 // the stream below it keep their class.
-func streamError(err error) error {
+func StreamError(err error) error {
+	var classed *errdefs.Error
+	if errors.As(err, &classed) {
+		return err
+	}
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errdefs.Wrap(errdefs.Invalid, err, "invalid tar archive in layer")
+		return errdefs.Wrap(errdefs.Invalid, err, "invalid tar archive")
 	}
 	return err
 }

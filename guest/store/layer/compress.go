@@ -5,7 +5,6 @@ package layer
 import (
 	"bufio"
 	"bytes"
-	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
@@ -42,9 +41,11 @@ const maxWindow = 128 << 20
 
 // Decompress returns the plain stream of r, which is told by its first bytes,
 // whatever a media type says. A zstd stream that begins with a skippable frame
-// is recognized as well.
+// is recognized as well. Errors of r come through as they are; those of the
+// format are Invalid.
 func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
-	br := bufio.NewReaderSize(r, 64<<10)
+	src := &source{r: r}
+	br := bufio.NewReaderSize(src, 64<<10)
 	head, err := br.Peek(10)
 	if err != nil && err != io.EOF {
 		return nil, Plain, err
@@ -65,17 +66,53 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	case Gzip:
 		z, err := gzip.NewReader(br)
 		if err != nil {
-			return nil, format, corrupt(err)
+			return nil, format, src.explain(err)
 		}
-		return z, format, nil
+		return &decompressor{z, z.Close, src}, format, nil
 	case Zstd:
 		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
-			return nil, format, corrupt(err)
+			return nil, format, src.explain(err)
 		}
-		return z.IOReadCloser(), format, nil
+		return &decompressor{z, func() error { z.Close(); return nil }, src}, format, nil
 	}
 	return nil, format, errdefs.New(errdefs.Unimplemented, "%s-compressed layers and archives are not supported", format)
 }
 
-func corrupt(err error) error { return fmt.Errorf("decompress: %w", err) }
+// source remembers the error of the compressed stream, to tell it from one of
+// the format.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+func (s *source) explain(err error) error {
+	if s.err != nil {
+		return s.err
+	}
+	return errdefs.Wrap(errdefs.Invalid, err, "invalid compressed data")
+}
+
+type decompressor struct {
+	io.Reader
+	close func() error
+	src   *source
+}
+
+func (d *decompressor) Read(p []byte) (int, error) {
+	n, err := d.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		err = d.src.explain(err)
+	}
+	return n, err
+}
+
+func (d *decompressor) Close() error { return d.close() }

@@ -140,7 +140,7 @@ func (a *applier) fill(fd int, r io.Reader, h *tar.Header) (disk int64, err erro
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
-			return disk, streamError(err)
+			return disk, StreamError(err)
 		}
 		if sparse && zero(a.buf[:n]) {
 			off += int64(n)
