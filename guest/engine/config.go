@@ -179,11 +179,12 @@ func unsupported(h *container.HostConfig) error {
 	case h.Isolation != "" && !h.Isolation.IsDefault():
 		return errdefs.New(errdefs.Invalid, "invalid isolation '%s' on linux", h.Isolation)
 	}
-	for _, b := range h.Binds {
-		if strings.HasPrefix(b, "/") {
-			return no("folders of the host (--volume " + b + ") are")
+	if len(h.Binds) > 0 {
+		what := "named volumes"
+		if strings.HasPrefix(h.Binds[0], "/") {
+			what = "folders of the host"
 		}
-		return no("named volumes (--volume " + b + ") are")
+		return no(what + " (--volume " + h.Binds[0] + ") are")
 	}
 	for _, m := range h.Mounts {
 		if m.Type != "tmpfs" {

@@ -23,6 +23,10 @@ import (
 
 // ContainerCreate makes a container: image → snapshot → record, the last two
 // in one metadata transaction, which makes it exist.
+//
+// The volumes that an image declares are data only: until there is
+// guest/volume, what is written there is in the container's writable layer, as
+// all else is, and goes with the container.
 func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (container.CreateResponse, error) {
 	none := container.CreateResponse{Warnings: []string{}}
 	if err := checkConfig(o.Config); err != nil {

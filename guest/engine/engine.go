@@ -16,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"go.etcd.io/bbolt"
 
@@ -301,6 +300,3 @@ func (e *Engine) Close(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
-
-// statusOf is what dockerd calls the state of r.
-func statusOf(r *Record) container.ContainerState { return r.State.Status }

@@ -346,7 +346,7 @@ func TestExec(t *testing.T) {
 	id := w.create("ctr", container.HostConfig{}, "sleep")
 	w.start(id)
 	ctx := t.Context()
-	run := func(stdin string, cmd ...string) (string, error, container.ExecInspectResponse) {
+	run := func(stdin string, cmd ...string) (string, container.ExecInspectResponse, error) {
 		t.Helper()
 		x, err := w.ExecCreate(ctx, "ctr", ExecOptions{container.ExecCreateRequest{Cmd: cmd, AttachStdin: stdin != "", AttachStdout: true, AttachStderr: true}})
 		if err != nil {
@@ -366,15 +366,15 @@ func TestExec(t *testing.T) {
 		if again := w.ExecStart(ctx, x, ExecStartOptions{}); !errdefs.Is(again, errdefs.Conflict) {
 			t.Errorf("a second start: %v", again)
 		}
-		return out.String(), err, in
+		return out.String(), in, err
 	}
-	if out, err, in := run("", "hello"); err != nil || len(out) != 12 || in.Running || in.ExitCode == nil || *in.ExitCode != 3 {
+	if out, in, err := run("", "hello"); err != nil || len(out) != 12 || in.Running || in.ExitCode == nil || *in.ExitCode != 3 {
 		t.Errorf("%q %v %+v", out, err, in)
 	}
-	if out, err, _ := run("input", "cat"); err != nil || out != "input" {
+	if out, _, err := run("input", "cat"); err != nil || out != "input" {
 		t.Errorf("%q %v", out, err)
 	}
-	_, err, in := run("", "nosuch")
+	_, in, err := run("", "nosuch")
 	wantErr(t, err, errdefs.Invalid, `OCI runtime exec failed: exec failed: unable to start container process: exec: "nosuch": executable file not found in $PATH`)
 	if in.ExitCode == nil || *in.ExitCode != 127 {
 		t.Errorf("%+v", in)

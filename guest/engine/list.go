@@ -45,12 +45,11 @@ func (e *Engine) ContainerList(ctx context.Context, o ListOptions) ([]container.
 // listQuery is a list's options, looked up.
 type listQuery struct {
 	ListOptions
-	exited         []int
-	before, since  time.Time
-	ancestors      map[digest.Digest]bool // nil: not asked for
-	images         map[digest.Digest]int64
-	names          map[string]digest.Digest // what an image's name is now, by name as typed
-	publish, ports []string
+	exited        []int
+	before, since time.Time
+	ancestors     map[digest.Digest]bool // nil: not asked for
+	images        map[digest.Digest]int64
+	names         map[string]digest.Digest // what an image's name is now, by name as typed
 }
 
 func (e *Engine) listQuery(ctx context.Context, o ListOptions) (*listQuery, error) {

@@ -114,14 +114,19 @@ func (b *box) awaitEnd(ctx context.Context, timeout time.Duration) bool {
 	}
 	for {
 		if r := b.copy(); !r.State.alive() {
-			b.life.Lock()   // what follows the exit is done, and told, too
-			b.life.Unlock() //nolint:staticcheck // nothing to do inside
+			b.settle()
 			return true
 		}
 		if (<-b.wait(ctx, container.WaitConditionNotRunning)).Err != nil && ctx.Err() != nil {
 			return false
 		}
 	}
+}
+
+// settle returns when what follows the last exit is done, and told, too.
+func (b *box) settle() {
+	b.life.Lock()
+	defer b.life.Unlock()
 }
 
 // ContainerRestart stops and starts a container; one that goes with its
@@ -261,7 +266,7 @@ func (e *Engine) unpause(ctx context.Context, b *box) error {
 		return errdefs.New(errdefs.Conflict, "Container %s is not paused", b.id)
 	}
 	if err := task.Resume(ctx); err != nil {
-		return fmt.Errorf("Cannot unpause container %s: %w", b.id, err) //nolint:staticcheck // dockerd's words
+		return errdefs.Wrap(errdefs.Internal, err, "Cannot unpause container %s: %s", b.id, errdefs.Sentence(err))
 	}
 	return e.moved(ctx, b, evUnpause, events.ActionUnPause)
 }
