@@ -261,7 +261,7 @@ func (m *machine) logs(id string) string {
 
 func sh(script string) container.Config { return container.Config{Cmd: []string{"sh", "-c", script}} }
 
-func TestRunOnThisKernel(t *testing.T) {
+func TestKernelRun(t *testing.T) {
 	m := newMachine(t)
 	m.load()
 	t.Run("streams and exit code", func(t *testing.T) {
@@ -324,7 +324,7 @@ func TestRunOnThisKernel(t *testing.T) {
 	}
 }
 
-func TestLifeOnThisKernel(t *testing.T) {
+func TestKernelLife(t *testing.T) {
 	m := newMachine(t)
 	m.load()
 	ctx := t.Context()
@@ -395,7 +395,7 @@ func TestLifeOnThisKernel(t *testing.T) {
 	}
 }
 
-func TestTheAgentsOwnDeath(t *testing.T) {
+func TestKernelAgentDies(t *testing.T) {
 	m := newMachine(t)
 	m.load()
 	ctx := t.Context()
