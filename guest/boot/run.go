@@ -119,13 +119,24 @@ func (i *initProcess) stage2(early *stage1Result) error {
 		return err
 	}
 	mods.adopt(early.mods)
+	if err := doMounts(rootMounts[1:]); err != nil {
+		i.log.error("%v", err)
+	}
+	if err := <-early.link; err != nil {
+		i.log.error("vsock: %v", err)
+	}
+	// The first memory cgroup makes the kernel patch its allocator's code. QEMU
+	// before 8.1 can, emulating several CPUs, go on executing the breakpoint that
+	// patching uses if another CPU runs that code meanwhile, and both then hang:
+	// so nothing else of ours runs at that moment.
+	if err := cgroups(); err != nil {
+		i.log.error("%v", err)
+	}
 	data := i.spawn("data disk", i.dataDisk)
 	network := i.spawn("network", func() error { return i.network(early.mods, boot.Network) })
 	// None of these is worth giving up the machine for.
 	for _, step := range []func() error{
-		func() error { return doMounts(rootMounts[1:]) },
 		makeLinks,
-		cgroups,
 		func() error { return setSysctls(sysctls) },
 		setLimits,
 		func() error { return unix.Sethostname([]byte(hostname(boot.Machine))) },
@@ -137,9 +148,6 @@ func (i *initProcess) stage2(early *stage1Result) error {
 		}
 	}
 	i.steps.mark("mounts")
-	if err := <-early.link; err != nil {
-		i.log.error("vsock: %v", err)
-	}
 	env := []string{}
 	if err := <-data; err != nil {
 		i.log.error("%v", err)
