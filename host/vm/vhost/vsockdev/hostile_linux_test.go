@@ -472,3 +472,45 @@ func TestIdle(t *testing.T) {
 		t.Errorf("idle: %+v, then %+v", before, after)
 	}
 }
+
+// Tiny receive buffers make the device run out of them all the time, while the
+// guest gives new ones: a wake-up that is lost leaves a Write waiting.
+func TestWakeUps(t *testing.T) {
+	testkit.NoLeaks(t)
+	d, path := startDevice(t)
+	g := boot(t, path, 40)
+	g.mu.Lock()
+	g.hook = func(h header, data []byte) bool {
+		if h.Op != opData {
+			return false
+		}
+		g.mu.Lock()
+		c := g.conns[key{h.SrcPort, h.DstPort}]
+		tell := false
+		if c != nil {
+			c.fwd += uint32(len(data))
+			tell = c.fwd-c.told >= guestWindow/4
+		}
+		g.mu.Unlock()
+		if tell {
+			c.send(opCreditUpdate, 0, nil)
+		}
+		return true
+	}
+	g.mu.Unlock()
+	var wg sync.WaitGroup
+	for range 3 {
+		host, _ := pair(t, d, g)
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := host.SetWriteDeadline(time.Now().Add(20 * time.Second)); err != nil {
+				t.Error(err)
+			}
+			if n, err := host.Write(make([]byte, 1<<20)); err != nil {
+				t.Errorf("after %d bytes: %v", n, err)
+			}
+		}()
+	}
+	wg.Wait()
+}
