@@ -21,6 +21,7 @@ import (
 
 	"dhow/guest/api"
 	"dhow/guest/api/apitest"
+	"dhow/internal/testkit"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
@@ -37,7 +38,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, e: apitest.New(), sock: filepath.Join(t.TempDir(), "s"), log: &bytes.Buffer{}}
+	r := &rig{t: t, e: apitest.New(), sock: filepath.Join(testkit.ShortDir(t), "s"), log: &bytes.Buffer{}}
 	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	l, err := net.Listen("unix", r.sock)
 	if err != nil {

@@ -30,9 +30,13 @@ func (s *server) containerAttach(c *call) error {
 		h, st, err = c.streams(terminal, o.Stdin)
 		return st, err
 	}
+	defer func() { // also of a panic
+		if h != nil {
+			h.close()
+		}
+	}()
 	err := s.Containers.ContainerAttach(c.ctx(), c.name, o)
 	if h != nil {
-		h.close()
 		err = inBand(err)
 	}
 	return err
@@ -68,10 +72,14 @@ func (s *server) containerAttachWebSocket(c *call) error {
 			return engine.AttachStreams{}, errdefs.New(errdefs.Invalid, "the request is not a websocket's handshake")
 		}
 	}
+	defer func() {
+		close(finished)
+		if served != nil {
+			<-served
+		}
+	}()
 	err := s.Containers.ContainerAttach(c.ctx(), c.name, o)
-	close(finished)
 	if served != nil {
-		<-served
 		err = inBand(err)
 	}
 	return err

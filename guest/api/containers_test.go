@@ -76,7 +76,7 @@ func TestWaitSendsItsHeaderBeforeTheResult(t *testing.T) {
 
 func TestVerbsOfContainers(t *testing.T) {
 	r := newRig(t)
-	id := r.box("a", "sleep")
+	r.box("a", "sleep")
 	r.want("POST", "/containers/a/start", "", 204, "")
 	r.want("POST", "/containers/a/start", "", 304, "")
 	r.refused("POST", "/containers/a/start", `{"Binds":["/a:/b"]}`, 400, "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
@@ -114,7 +114,7 @@ func TestVerbsOfContainers(t *testing.T) {
 	if got := r.e.Last("ContainerRemove"); got != (engine.RemoveOptions{Force: true, Volumes: true}) {
 		t.Errorf("remove: %+v", got)
 	}
-	id = r.box("c", "echo")
+	id := r.box("c", "echo")
 	r.want("POST", "/containers/prune", "", 200, `{"ContainersDeleted":["`+id+`"],"SpaceReclaimed":0}`)
 	for _, verb := range []string{"start", "stop", "restart", "kill", "pause", "unpause", "rename"} {
 		r.refused("POST", "/containers/nosuch/"+verb, "", 404, "No such container: nosuch")

@@ -58,6 +58,11 @@ func (s *server) execStart(c *call) error {
 		h, st, err = c.streams(terminal, ex.OpenStdin)
 		return st, err
 	}
+	defer func() { // also of a panic
+		if h != nil {
+			h.close()
+		}
+	}()
 	err = s.Execs.ExecStart(c.ctx(), c.name, o)
 	if err != nil && h == nil {
 		if errdefs.Is(err, errdefs.Conflict) || errdefs.Is(err, errdefs.NotModified) || c.started {
@@ -69,9 +74,6 @@ func (s *server) execStart(c *call) error {
 	}
 	if err != nil {
 		complain(st, err)
-	}
-	if h != nil {
-		h.close()
 	}
 	return inBand(err)
 }

@@ -248,6 +248,19 @@ func TestFloodArrivesWhole(t *testing.T) {
 	}
 }
 
+func TestPanicAfterTheHijackEndsTheConnection(t *testing.T) {
+	noLeak(t)
+	r := newRig(t)
+	r.box("a", "echo")
+	r.e.Panic = "ContainerAttach.streams"
+	_, br, _ := r.attach("/containers/a/attach?stream=1&stdout=1", true)
+	if b, err := io.ReadAll(br); err != nil || len(b) > 0 {
+		t.Errorf("%q, %v", b, err)
+	}
+	r.e.Panic = ""
+	r.get("/info")
+}
+
 func TestOutputWaitsForClientsThatLoseIt(t *testing.T) {
 	r := newRig(t)
 	r.start(r.box("a", "sleep"))

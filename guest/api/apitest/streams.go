@@ -40,6 +40,9 @@ func (e *Engine) ContainerAttach(_ context.Context, id string, o engine.AttachOp
 	}
 	e.mu.Unlock()
 	st, err := o.Streams(b.o.Config.Tty)
+	if err == nil {
+		err = e.enter("ContainerAttach.streams", nil)
+	}
 	if err != nil {
 		e.detach(b, live)
 		return err
