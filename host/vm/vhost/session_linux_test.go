@@ -151,7 +151,9 @@ func TestServe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		dev.mu.Lock()
 		dev.events = nil
+		dev.mu.Unlock()
 		if err := fe.Setup(0, 2, 16); err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +219,10 @@ func TestServe(t *testing.T) {
 			"start 0 at 0", "start 1 at 0", "stop 0 at 21", "start 0 at 21", "stop 1 at 20", "start 1 at 0",
 			"stop 0 at 22", "start 0 at 22", "stop 0 at 23", "stop 1 at 1",
 		}
-		if got := fmt.Sprint(dev.events); got != fmt.Sprint(wantEvents) {
+		dev.mu.Lock()
+		got := fmt.Sprint(dev.events)
+		dev.mu.Unlock()
+		if got != fmt.Sprint(wantEvents) {
 			t.Errorf("events:\n%v, want\n%v", got, wantEvents)
 		}
 	}
