@@ -257,7 +257,6 @@ func TestPanicAfterTheHijackEndsTheConnection(t *testing.T) {
 	if b, err := io.ReadAll(br); err != nil || len(b) > 0 {
 		t.Errorf("%q, %v", b, err)
 	}
-	r.e.Panic = ""
 	r.get("/info")
 }
 
