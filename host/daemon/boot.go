@@ -46,6 +46,7 @@ type life struct {
 	wg     sync.WaitGroup // the goroutines of this boot
 
 	unlinked chan struct{} // closed when the link has ended
+	gone     chan struct{} // closed when the machine has ended and the state says so
 
 	once sync.Once
 	mu   sync.Mutex
@@ -56,7 +57,7 @@ type life struct {
 // error nothing is left but the console's log and the data disk. progress is
 // told each step.
 func bootLife(ctx context.Context, c machineConfig, progress func(string)) (*life, error) {
-	l := &life{config: c, asked: time.Now(), verified: make(chan error, 1), unlinked: make(chan struct{})}
+	l := &life{config: c, asked: time.Now(), verified: make(chan error, 1), unlinked: make(chan struct{}), gone: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	list := []steps.Step{
 		{Name: "finding the VM image", Do: l.findImage, Undo: l.forgetImage},
@@ -299,6 +300,17 @@ func (l *life) wait() error {
 		return err
 	}
 	return l.machine.Err()
+}
+
+// dial returns a connection to the agent's Docker API.
+func (l *life) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	c, err := l.link.Dial(ctx, control.PortDocker)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = errdefs.Wrap(errdefs.Unavailable, err, "the agent in the machine does not answer")
+	}
+	return c, err
 }
 
 // describe fills in what a status says of a boot.

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"dhow/host/image"
 	"dhow/host/vm"
 	"dhow/internal/errdefs"
-	"dhow/proto/control"
 )
 
 const (
@@ -151,6 +149,7 @@ func (m *machine) boot(ctx context.Context, op *operation) error {
 // machine's state there.
 func (m *machine) supervise(l *life) {
 	err := l.wait()
+	defer close(l.gone)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.life == l {
@@ -269,25 +268,36 @@ func (m *machine) close(ctx context.Context, o stopOptions, progress func(string
 	return err
 }
 
+// endNotice is how long a failed dial waits for the news that the machine has
+// ended, which explains it.
+const endNotice = time.Second
+
 // dial returns a connection to the agent's Docker API and boots the machine
-// for it where it is off.
+// for it where it is off, also where it has just ended by itself.
 func (m *machine) dial(ctx context.Context) (net.Conn, error) {
-	if err := m.start(ctx, nil); err != nil {
-		return nil, err
+	for again := false; ; again = true {
+		if err := m.start(ctx, nil); err != nil {
+			return nil, err
+		}
+		m.mu.Lock()
+		l := m.life
+		m.mu.Unlock()
+		if l == nil {
+			continue // it has ended meanwhile, and its state says so
+		}
+		c, err := l.dial(ctx)
+		if err == nil || ctx.Err() != nil || again {
+			return c, err
+		}
+		select {
+		case <-l.machine.Done():
+			<-l.gone
+		case <-time.After(endNotice):
+			return nil, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	m.mu.Lock()
-	l := m.life
-	m.mu.Unlock()
-	if l == nil {
-		return nil, errdefs.New(errdefs.Unavailable, "the machine has just ended; try again")
-	}
-	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
-	defer cancel()
-	c, err := l.link.Dial(ctx, control.PortDocker)
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = errdefs.Wrap(errdefs.Unavailable, err, "the agent in the machine does not answer")
-	}
-	return c, err
 }
 
 // setClients is told how many docker connections are in use.
