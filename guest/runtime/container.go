@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -24,7 +23,6 @@ type Container struct {
 	*Process
 	runtime *Runtime
 	cgroup  *cgroup.Cgroup
-	dir     string // state directory
 	groups  []string
 	seccomp *seccomp.Program // nil = unconfined
 
@@ -140,7 +138,7 @@ func (c *Container) Delete(ctx context.Context) error {
 	if err := c.cgroup.Remove(ctx); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := c.removeState(); err != nil {
 		return err
 	}
 	_ = c.cgroup.Close()

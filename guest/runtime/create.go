@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"dhow/guest/runtime/cgroup"
@@ -29,22 +28,19 @@ type Mount struct {
 // CreateConfig is what a container is made from. Nothing in it may change
 // while Create runs, and nothing of it is kept.
 type CreateConfig struct {
-	ID   string
-	Spec *specs.Spec // OCI runtime-spec 1.2
+	ID string
+	// Spec is an OCI runtime-spec 1.2. Process.User.Username, where it is set,
+	// is docker's name|uid[:group|gid], looked up in the container's own
+	// /etc/passwd and /etc/group in place of the numbers (docker's default is
+	// "0", which, unlike the number, brings the supplementary groups that
+	// /etc/group lists). The annotations of package spec ask for what the
+	// runtime-spec has no field for.
+	Spec *specs.Spec
 	// Rootfs is mounted inside of the container's own mount namespace, so that
 	// nobody else sees it and it goes away by itself; empty: Spec.Root.Path is
 	// used as it is.
 	Rootfs []Mount
 	IO     IO
-	// User is docker's name|uid[:group|gid], looked up in the container's own
-	// /etc/passwd and /etc/group; it overrides the numbers of
-	// Spec.Process.User. "" is Spec.Process.User.Username, and if that is empty
-	// too, the numbers hold. Docker's default is "0", which, unlike numbers,
-	// brings the supplementary groups that /etc/group lists.
-	User string
-	// Groups are further groups by name or number (--group-add); execs have
-	// them too.
-	Groups []string
 }
 
 // Create clones the container's first process into its cgroup and namespaces,
@@ -63,9 +59,8 @@ func (r *Runtime) Create(ctx context.Context, cc CreateConfig) (_ *Container, er
 	if err := r.reserve(cc.ID); err != nil {
 		return nil, err
 	}
-	c := &Container{runtime: r, dir: filepath.Join(r.stateDir, cc.ID), groups: cc.Groups, seccomp: p.filter}
+	c := &Container{runtime: r, groups: p.Groups, seccomp: p.filter}
 	err = steps.Run(ctx, []steps.Step{
-		{Name: "make the state directory", Do: c.makeDir, Undo: c.removeDir},
 		{Name: "make the cgroup", Do: func(context.Context) (err error) {
 			c.cgroup, err = r.cgroups.Create(cc.ID)
 			return err
@@ -80,10 +75,14 @@ func (r *Runtime) Create(ctx context.Context, cc CreateConfig) (_ *Container, er
 			c.abort()
 			return nil
 		}},
+		{Name: "write the state", Do: func(context.Context) error {
+			return c.writeState() // while the process sets itself up
+		}, Undo: func(context.Context) error {
+			return c.removeState()
+		}},
 		{Name: "set up the container", Do: func(ctx context.Context) error {
 			return c.await(ctx, enter.Ready)
 		}},
-		{Name: "write the state", Do: c.writeState},
 	})
 	if err != nil {
 		r.forget(cc.ID)
@@ -98,7 +97,10 @@ func (r *Runtime) Create(ctx context.Context, cc CreateConfig) (_ *Container, er
 
 // clone starts the first process of a container by its plan.
 func (r *Runtime) clone(ctx context.Context, p *plan, cg *cgroup.Cgroup, stdio IO) (*Process, error) {
-	sc := spawnConfig{id: p.ID, config: &p.Config, io: stdio, cgroupFD: cg.FD(), cloneFlags: p.cloneFlags, pidNS: -1}
+	sc := spawnConfig{
+		id: p.ID, config: &p.Config, io: stdio, cgroupFD: cg.FD(), oomScore: p.oomScore,
+		request: enter.Request{CloneFlags: uint32(p.cloneFlags)},
+	}
 	defer func() {
 		for _, f := range sc.extra {
 			_ = f.Close()
@@ -118,7 +120,7 @@ func (r *Runtime) clone(ctx context.Context, p *plan, cg *cgroup.Cgroup, stdio I
 			return nil, err
 		}
 		defer f.Close()
-		sc.pidNS = int(f.Fd())
+		sc.request.PIDNS, sc.pidNS = true, int(rawFD(f))
 	}
 	return r.spawn(ctx, sc)
 }
@@ -155,17 +157,6 @@ func (r *Runtime) forget(id string) {
 	delete(r.containers, id)
 	r.mu.Unlock()
 }
-
-func (c *Container) makeDir(context.Context) error {
-	err := os.Mkdir(c.dir, 0o700)
-	if errors.Is(err, os.ErrExist) {
-		// Of a container that an earlier agent had: its cgroup tells whether it lives.
-		err = nil
-	}
-	return err
-}
-
-func (c *Container) removeDir(context.Context) error { return os.RemoveAll(c.dir) }
 
 func (c *Container) removeCgroup(ctx context.Context) error {
 	return errors.Join(c.cgroup.Remove(ctx), c.cgroup.Close())

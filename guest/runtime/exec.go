@@ -20,9 +20,8 @@ import (
 // ExecConfig is what a further process of a running container is made from.
 type ExecConfig struct {
 	ID      string         // for messages only
-	Process *specs.Process // args, env, cwd, user, capabilities, rlimits, no_new_privs
+	Process *specs.Process // args, env, cwd, user (see CreateConfig), capabilities, rlimits, no_new_privs
 	IO      IO
-	User    string // as in CreateConfig
 }
 
 const execNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
@@ -36,7 +35,7 @@ func (c *Container) Exec(ctx context.Context, ec ExecConfig) (*Process, error) {
 		return nil, errdefs.New(errdefs.Invalid, "no process specified")
 	}
 	cfg := &enter.Config{ID: c.id, Flags: enter.Exec, Keyring: "_ses." + c.id}
-	if err := c.runtime.planProcess(cfg, ec.Process, ec.IO.Terminal, ec.User, c.groups, c.seccomp); err != nil {
+	if err := c.runtime.planProcess(cfg, ec.Process, ec.IO.Terminal, c.groups, c.seccomp); err != nil {
 		return nil, err
 	}
 	if err := c.beginExec(); err != nil {
@@ -85,8 +84,10 @@ func (c *Container) exec(ctx context.Context, cfg *enter.Config, ec ExecConfig) 
 	}
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	defer pidfd.Close()
-	cfg.Join = []enter.Join{{FD: enter.FirstFD, Type: execNamespaces}}
-	sc := spawnConfig{id: ec.ID, config: cfg, io: ec.IO, cgroupFD: c.cgroup.FD(), pidNS: fd, extra: []*os.File{pidfd}}
+	sc := spawnConfig{
+		id: ec.ID, config: cfg, io: ec.IO, cgroupFD: c.cgroup.FD(), oomScore: ec.Process.OOMScoreAdj,
+		request: enter.Request{PIDNS: true, Join: execNamespaces}, pidNS: fd,
+	}
 	p, err := c.runtime.spawn(ctx, sc)
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EOPNOTSUPP) {
 		// The container has made cgroups of its own and handed controllers

@@ -9,6 +9,7 @@ import (
 
 	"dhow/guest/runtime/enter"
 	"dhow/guest/runtime/seccomp"
+	"dhow/guest/runtime/spec"
 	"dhow/internal/errdefs"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -22,6 +23,7 @@ type plan struct {
 	pidNS      string     // path of the PID namespace to clone into; "" = by cloneFlags
 	joins      []nsByPath // further namespaces by path
 	filter     *seccomp.Program
+	oomScore   *int
 }
 
 type nsByPath struct {
@@ -84,6 +86,10 @@ func (r *Runtime) planContainer(cc *CreateConfig) (*plan, error) {
 		}
 	}
 	p.Flags |= enter.MakeCwd
+	p.oomScore = s.Process.OOMScoreAdj
+	if s.Annotations[spec.AnnotationInit] == "true" && p.owns(unix.CLONE_NEWPID) && p.pidNS == "" {
+		p.Flags |= enter.Init
+	}
 	p.Keyring = "_ses." + cc.ID
 	if cc.IO.Terminal || s.Process.Terminal {
 		p.Flags |= enter.Console
@@ -94,7 +100,15 @@ func (r *Runtime) planContainer(cc *CreateConfig) (*plan, error) {
 			return nil, err
 		}
 	}
-	return p, r.planProcess(&p.Config, s.Process, cc.IO.Terminal, cc.User, cc.Groups, p.filter)
+	return p, r.planProcess(&p.Config, s.Process, cc.IO.Terminal, groups(s), p.filter)
+}
+
+// groups are the further groups that the annotation names.
+func groups(s *specs.Spec) []string {
+	if g := s.Annotations[spec.AnnotationGroups]; g != "" {
+		return strings.Split(g, ",")
+	}
+	return nil
 }
 
 // owns reports whether the container gets the namespace for itself or by path,
@@ -313,7 +327,7 @@ func (p *plan) sysctl(key, value string) error {
 
 // planProcess fills what a container's first process and an exec have in
 // common.
-func (r *Runtime) planProcess(c *enter.Config, s *specs.Process, terminal bool, user string, groups []string, filter *seccomp.Program) error {
+func (r *Runtime) planProcess(c *enter.Config, s *specs.Process, terminal bool, groups []string, filter *seccomp.Program) error {
 	if len(s.Args) == 0 {
 		return errdefs.New(errdefs.Invalid, "no command specified")
 	}
@@ -339,10 +353,7 @@ func (r *Runtime) planProcess(c *enter.Config, s *specs.Process, terminal bool, 
 		c.Umask = uint64(*s.User.Umask)
 		c.Flags |= enter.HasUmask
 	}
-	if user == "" {
-		user = s.User.Username
-	}
-	c.User, c.Groups = user, groups
+	c.User, c.Groups = s.User.Username, groups
 	if c.User != "" || len(c.Groups) > 0 || !hasEnv(c.Env, "HOME") {
 		c.Flags |= enter.LookupUser
 	}
@@ -358,10 +369,6 @@ func (r *Runtime) planProcess(c *enter.Config, s *specs.Process, terminal bool, 
 			return errdefs.New(errdefs.Invalid, "unknown resource limit %q", l.Type)
 		}
 		c.Rlimits = append(c.Rlimits, enter.Rlimit{Resource: n, Soft: l.Soft, Hard: l.Hard})
-	}
-	if s.OOMScoreAdj != nil {
-		c.Flags |= enter.SetOOMScore
-		c.OOMScoreAdj = uint64(int64(*s.OOMScoreAdj))
 	}
 	if s.NoNewPrivileges {
 		c.Flags |= enter.NoNewPrivs

@@ -8,9 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
+	"strconv"
 	"sync"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -120,125 +119,112 @@ func (p *Process) Signal(_ context.Context, sig unix.Signal) error {
 	return nil
 }
 
-// spawnConfig is what spawn starts dhow-enter with.
+// spawnConfig is what spawn makes a process from.
 type spawnConfig struct {
-	id         string
-	config     *enter.Config
-	io         IO
-	cgroupFD   int
-	cloneFlags uint64
-	pidNS      int        // descriptor of a PID namespace (or pidfd) to clone into; -1 = none
-	extra      []*os.File // descriptors from enter.FirstFD on
+	id       string
+	config   *enter.Config
+	io       IO
+	cgroupFD int
+	request  enter.Request
+	pidNS    int        // descriptor for request.PIDNS
+	extra    []*os.File // descriptors from enter.FirstFD on
+	oomScore *int
 }
 
-// spawn clones dhow-enter and sends it its config. On an error nothing is left.
+// spawn forks a process and sends it its config. On an error nothing is left.
 func (r *Runtime) spawn(ctx context.Context, sc spawnConfig) (p *Process, err error) {
-	ours, theirs, err := controlPair()
+	ours, theirs, err := socketPair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(theirs)
-	var null *os.File
-	defer func() {
-		if null != nil {
-			_ = null.Close()
-		}
-	}()
-	files := make([]uintptr, 0, enter.FirstFD+len(sc.extra))
+	fds := make([]int, 0, enter.MaxFDs)
 	for _, f := range []*os.File{sc.io.Stdin, sc.io.Stdout, sc.io.Stderr} {
 		if f == nil || sc.io.Terminal {
-			if null == nil {
-				if null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
-					return nil, errors.Join(err, ours.Close())
-				}
-			}
-			f = null
+			f = r.null
 		}
-		files = append(files, f.Fd())
+		fds = append(fds, int(f.Fd())) // Fd: the container's end has to block
 	}
-	files = append(files, uintptr(theirs))
+	fds = append(fds, theirs, sc.cgroupFD)
+	if sc.request.PIDNS {
+		fds = append(fds, sc.pidNS)
+	}
 	for _, f := range sc.extra {
-		files = append(files, rawFD(f))
+		fds = append(fds, int(rawFD(f)))
+	}
+	p = &Process{id: sc.id, control: ours, done: make(chan struct{})}
+	// The config goes first, as far as the socket takes it, so that the child
+	// finds it there; unless something has to be done to the child before.
+	msg, sent := message(sc.config), 0
+	score := sc.oomScore
+	if score != nil && *score == r.ownOOMScore {
+		score = nil
+	}
+	if score == nil {
+		sent, err = sendNow(ours, msg)
 	}
 	pidfd := -1
-	attr := &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   enterEnv,
-		Files: files,
-		Sys: &syscall.SysProcAttr{
-			Cloneflags:  uintptr(sc.cloneFlags),
-			UseCgroupFD: sc.cgroupFD >= 0,
-			CgroupFD:    sc.cgroupFD,
-			PidFD:       &pidfd,
-		},
-	}
-	pid, err := r.fork(sc.pidNS, attr)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("clone dhow-enter: %w", err), ours.Close())
-	}
-	if err = unix.SetNonblock(pidfd, true); err != nil {
-		err = fmt.Errorf("pidfd: %w", err)
-	}
-	p = &Process{id: sc.id, pid: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), control: ours, done: make(chan struct{})}
 	if err == nil {
-		err = p.send(ctx, sc.config)
+		p.pid, pidfd, err = r.forker.fork(sc.request, fds)
+	}
+	_ = unix.Close(theirs)
+	if err != nil {
+		return nil, errors.Join(err, ours.Close())
+	}
+	nerr := unix.SetNonblock(pidfd, true)
+	p.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
+	if err = nerr; err == nil {
+		err = setOOMScore(p.pid, score)
+	}
+	if err == nil {
+		err = p.send(ctx, msg[sent:])
 	}
 	if err != nil {
-		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
-		_ = p.reap()
-		return nil, errors.Join(err, p.control.Close(), p.pidfd.Close())
+		p.abort()
+		return nil, err
 	}
 	return p, nil
 }
 
-// enterEnv keeps Go's runtime in dhow-enter from starting what it does not
-// need.
-var enterEnv = []string{"GOGC=off", "GOMAXPROCS=1"}
-
-// fork starts dhow-enter; with a descriptor of a PID namespace, inside of it.
-func (r *Runtime) fork(pidNS int, attr *syscall.ProcAttr) (int, error) {
-	argv := []string{"dhow-enter"}
-	if pidNS < 0 {
-		return syscall.ForkExec(r.enterPath, argv, attr)
-	}
-	// The namespace of children is a property of the thread. While it is
-	// changed, this one is locked; Go starts no thread from a locked one. Were
-	// it not to go back, the thread would end with its goroutine.
-	type result struct {
-		pid int
-		err error
-	}
-	ch := make(chan result)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(pidNS, unix.CLONE_NEWPID); err != nil {
-			runtime.UnlockOSThread()
-			ch <- result{err: fmt.Errorf("join the PID namespace: %w", err)}
-			return
-		}
-		pid, err := syscall.ForkExec(r.enterPath, argv, attr)
-		if unix.Setns(int(r.selfPID.Fd()), unix.CLONE_NEWPID) == nil {
-			runtime.UnlockOSThread()
-		}
-		ch <- result{pid, err}
-	}()
-	res := <-ch
-	return res.pid, res.err
+// message is the config as it goes over the control socket.
+func message(c *enter.Config) []byte {
+	b := c.Encode()
+	n := len(b)
+	return append([]byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)}, b...)
 }
 
-// controlPair makes the stream socket between agent and dhow-enter: our end
-// waits in the network poller, theirs blocks.
-func controlPair() (*os.File, int, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+// sendNow sends what can be sent without waiting: of a stream socket that is a
+// whole number of bytes, perhaps none.
+func sendNow(f *os.File, b []byte) (n int, err error) {
+	rc, err := f.SyscallConn()
 	if err != nil {
-		return nil, -1, fmt.Errorf("socketpair: %w", err)
+		return 0, err
 	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		_ = unix.Close(fds[0])
-		_ = unix.Close(fds[1])
-		return nil, -1, err
+	var serr error
+	err = rc.Control(func(fd uintptr) {
+		for {
+			n, serr = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			if serr != unix.EINTR {
+				return
+			}
+		}
+	})
+	if serr == unix.EAGAIN {
+		n, serr = 0, nil
 	}
-	return os.NewFile(uintptr(fds[0]), "control"), fds[1], nil
+	return max(n, 0), errors.Join(err, serr)
+}
+
+// setOOMScore sets how ready the kernel is to kill the process; nil leaves it
+// as it is in this one.
+func setOOMScore(pid int, score *int) error {
+	if score == nil {
+		return nil
+	}
+	err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(*score)), 0)
+	if err != nil {
+		return fmt.Errorf("set oom_score_adj to %d: %w", *score, err)
+	}
+	return nil
 }
 
 // onCancel makes reads and writes of the control socket end with ctx.
@@ -249,11 +235,11 @@ func (p *Process) onCancel(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { _ = p.control.SetDeadline(time.Unix(1, 0)) })
 }
 
-func (p *Process) send(ctx context.Context, c *enter.Config) error {
+func (p *Process) send(ctx context.Context, b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
 	defer p.onCancel(ctx)()
-	b := c.Encode()
-	n := len(b)
-	b = append([]byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)}, b...)
 	if _, err := p.control.Write(b); err != nil {
 		return p.controlError(ctx, err)
 	}

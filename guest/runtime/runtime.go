@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 
 	"dhow/guest/runtime/cgroup"
@@ -18,7 +20,7 @@ import (
 
 // Options says where a Runtime keeps things.
 type Options struct {
-	StateDir     string // a directory per container, on a tmpfs: nothing in it outlives a boot
+	StateDir     string // a file per container, on a tmpfs: nothing in it outlives a boot
 	CgroupParent string // path below the cgroup2 mount, e.g. "docker"
 	CgroupRoot   string // mount point of cgroup2; "" = /sys/fs/cgroup
 	Enter        string // path of dhow-enter
@@ -27,24 +29,25 @@ type Options struct {
 
 // Runtime runs containers. Its methods may be called concurrently.
 type Runtime struct {
-	stateDir  string
-	rootPoint string // empty directory on which each container mounts its root, in its own mount namespace
-	enterPath string
+	stateFD   *os.File // state directory
+	rootPoint string   // empty directory on which each container mounts its root, in its own mount namespace
 	enterFile *os.File // sealed copy, nil where Enter is on a read-only file system
+	forker    forker
+	null      *os.File
 	cgroups   *cgroup.Tree
-	selfPID   *os.File // this process' PID namespace
-	capBound  uint64   // capabilities that the agent itself has
-	log       *slog.Logger
-	waiters   sync.WaitGroup
+	capBound  uint64 // capabilities that the agent itself has
+
+	ownOOMScore int
+	log         *slog.Logger
+	waiters     sync.WaitGroup
 
 	mu         sync.Mutex
 	containers map[string]*Container // nil while one is being created
 }
 
-// New prepares the directories and returns a Runtime. Close releases it.
+// New prepares the directories, starts dhow-enter and returns a Runtime. Close releases it.
 func New(o Options) (*Runtime, error) {
 	r := &Runtime{
-		stateDir:   o.StateDir,
 		rootPoint:  filepath.Join(o.StateDir, ".root"),
 		log:        o.Log,
 		containers: map[string]*Container{},
@@ -62,11 +65,22 @@ func New(o Options) (*Runtime, error) {
 	if r.capBound, err = ownCapabilities(); err != nil {
 		return nil, err
 	}
-	if r.enterPath, r.enterFile, err = seal(o.Enter); err != nil {
+	if r.forker.path, r.enterFile, err = seal(o.Enter); err != nil {
 		return nil, fmt.Errorf("dhow-enter: %w", err)
 	}
-	if r.selfPID, err = os.Open("/proc/self/ns/pid"); err == nil {
+	if r.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err == nil {
+		r.stateFD, err = os.Open(o.StateDir)
+	}
+	if err == nil {
 		r.cgroups, err = cgroup.Open(o.CgroupRoot, o.CgroupParent)
+	}
+	if err == nil {
+		r.ownOOMScore, err = ownOOMScore()
+	}
+	if err == nil {
+		r.forker.mu.Lock()
+		err = r.forker.start()
+		r.forker.mu.Unlock()
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
@@ -77,8 +91,8 @@ func New(o Options) (*Runtime, error) {
 // Close releases what the Runtime itself holds. Containers go on; the
 // goroutines that wait for them end with them.
 func (r *Runtime) Close() error {
-	var errs []error
-	for _, f := range []*os.File{r.enterFile, r.selfPID} {
+	errs := []error{r.forker.Close()}
+	for _, f := range []*os.File{r.enterFile, r.null, r.stateFD} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
@@ -134,4 +148,12 @@ func ownCapabilities() (set uint64, err error) {
 		set |= uint64(v) << i
 	}
 	return set, nil
+}
+
+func ownOOMScore() (int, error) {
+	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
 }

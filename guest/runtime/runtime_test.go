@@ -106,7 +106,7 @@ func newFixture(tb testing.TB) *fixture {
 	f.write("etc/group", "root:x:0:\nbob:x:1001:\nvideo:x:44:bob\nwheel:x:10:root\n", 0o644)
 	root := cgroupRoot(tb)
 	f.Runtime, err = runtime.New(runtime.Options{
-		StateDir: filepath.Join(f.dir, "state"), CgroupRoot: root, CgroupParent: f.parent, Enter: enterBinary,
+		StateDir: f.stateDir(), CgroupRoot: root, CgroupParent: f.parent, Enter: enterBinary,
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -197,4 +197,19 @@ func TestRun(t *testing.T) {
 	if res.exit.Code != 3 || !strings.HasPrefix(res.out, "hello\n") {
 		t.Errorf("exit %+v, output %q", res.exit, res.out)
 	}
+}
+
+// stateDir is on a tmpfs, as in the product, where there is one.
+func (f *fixture) stateDir() string {
+	f.tb.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "dhow-state-")
+	if err != nil {
+		return filepath.Join(f.dir, "state")
+	}
+	f.tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			f.tb.Error(err)
+		}
+	})
+	return dir
 }

@@ -3,53 +3,45 @@
 package runtime
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
-// State is what state.json in a container's directory holds: enough for a new
-// agent to find the container again, and to know that a process id still means
-// the same process.
+// State is what the file ID.json in the state directory holds: enough for a new
+// agent to find the container again. That Pid still means the same process, it
+// tells by that process being in Cgroup, whose name no other container ever has.
 type State struct {
-	ID        string `json:"id"`
-	Pid       int    `json:"pid"`
-	StartTime uint64 `json:"start_time"` // of the process, in clock ticks after boot (proc(5), stat field 22)
-	Cgroup    string `json:"cgroup"`     // path below the cgroup2 mount
+	ID     string `json:"id"`
+	Pid    int    `json:"pid"`
+	Cgroup string `json:"cgroup"` // path below the cgroup2 mount
 }
 
-// writeState records the container. The directory is a tmpfs: nothing is
-// synced.
-func (c *Container) writeState(context.Context) error {
-	start, err := startTime(c.pid)
+// writeState records the container. The directory is on a tmpfs: nothing is
+// synced, and a cut-off file can only be seen by an agent that died in between.
+func (c *Container) writeState() error {
+	b, err := json.Marshal(State{ID: c.id, Pid: c.pid, Cgroup: c.cgroup.RelPath()})
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(State{ID: c.id, Pid: c.pid, StartTime: start, Cgroup: c.cgroup.RelPath()})
+	fd, err := unix.Openat(int(c.runtime.stateFD.Fd()), c.id+".json", unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		_, err = unix.Write(fd, b)
+		err = errors.Join(err, unix.Close(fd))
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("write the state of container %s: %w", c.id, err)
 	}
-	name := filepath.Join(c.dir, "state.json")
-	if err := os.WriteFile(name+".tmp", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(name+".tmp", name)
+	return nil
 }
 
-// startTime reads field 22 of /proc/PID/stat.
-func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
+func (c *Container) removeState() error {
+	err := unix.Unlinkat(int(c.runtime.stateFD.Fd()), c.id+".json", 0)
+	if err != nil && err != unix.ENOENT {
+		return &os.PathError{Op: "unlink", Path: c.id + ".json", Err: err}
 	}
-	// The second field, the name in parentheses, can hold anything.
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(f) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat is cut short", pid)
-	}
-	return strconv.ParseUint(string(f[19]), 10, 64)
+	return nil
 }

@@ -48,7 +48,7 @@ func (c *Config) Encode() []byte {
 		e.u(r.Soft)
 		e.u(r.Hard)
 	}
-	for _, v := range [...]uint64{c.Umask, c.OOMScoreAdj, c.CapDrop, c.CapEff, c.CapPrm, c.CapInh, c.CapAmb} {
+	for _, v := range [...]uint64{c.Umask, c.CapDrop, c.CapEff, c.CapPrm, c.CapInh, c.CapAmb} {
 		e.u(v)
 	}
 	e.s(string(c.Seccomp))
@@ -60,11 +60,14 @@ func (c *Config) Encode() []byte {
 	return e.b
 }
 
-// DecodeConfig reads what Encode wrote.
-func DecodeConfig(b []byte) (*Config, error) {
-	d := &decoder{b: b}
-	c := &Config{ID: d.s(), Flags: d.u()}
-	c.Join = make([]Join, d.n())
+// DecodeConfig reads what Encode wrote. The strings share b's memory.
+func DecodeConfig(b []byte) (*Config, error) { return decodeConfig(b, nil) }
+
+func decodeConfig(b []byte, a *arena) (*Config, error) {
+	d := &decoder{b: b, a: a}
+	c := &list[Config](a, 1)[0]
+	c.ID, c.Flags = d.s(), d.u()
+	c.Join = list[Join](d.a, d.n())
 	for i := range c.Join {
 		c.Join[i] = Join{d.u(), d.u()}
 	}
@@ -72,7 +75,7 @@ func DecodeConfig(b []byte) (*Config, error) {
 	c.RootMounts = d.mounts()
 	c.RootPath, c.InitPropagation, c.RootPropagation = d.s(), d.u(), d.u()
 	c.Mounts = d.mounts()
-	c.Devices = make([]Device, d.n())
+	c.Devices = list[Device](d.a, d.n())
 	for i := range c.Devices {
 		c.Devices[i] = Device{Path: d.s(), Mode: d.u(), Major: d.u(), Minor: d.u(), UID: d.u(), GID: d.u()}
 	}
@@ -82,16 +85,16 @@ func DecodeConfig(b []byte) (*Config, error) {
 	c.Sysctl = d.pairs()
 	c.Args, c.Env, c.Cwd = d.ss(), d.ss(), d.s()
 	c.UID, c.GID = d.u(), d.u()
-	c.Gids = make([]uint64, d.n())
+	c.Gids = list[uint64](d.a, d.n())
 	for i := range c.Gids {
 		c.Gids[i] = d.u()
 	}
 	c.User, c.Groups = d.s(), d.ss()
-	c.Rlimits = make([]Rlimit, d.n())
+	c.Rlimits = list[Rlimit](d.a, d.n())
 	for i := range c.Rlimits {
 		c.Rlimits[i] = Rlimit{d.u(), d.u(), d.u()}
 	}
-	for _, p := range [...]*uint64{&c.Umask, &c.OOMScoreAdj, &c.CapDrop, &c.CapEff, &c.CapPrm, &c.CapInh, &c.CapAmb} {
+	for _, p := range [...]*uint64{&c.Umask, &c.CapDrop, &c.CapEff, &c.CapPrm, &c.CapInh, &c.CapAmb} {
 		*p = d.u()
 	}
 	c.Seccomp = d.bytes()
@@ -120,7 +123,7 @@ func (e *encoder) mounts(l []Mount) {
 }
 
 func (d *decoder) mounts() []Mount {
-	l := make([]Mount, d.n())
+	l := list[Mount](d.a, d.n())
 	for i := range l {
 		l[i] = Mount{
 			Kind: d.u(), Flags: d.u(),
@@ -140,7 +143,7 @@ func (e *encoder) pairs(l []Pair) {
 }
 
 func (d *decoder) pairs() []Pair {
-	l := make([]Pair, d.n())
+	l := list[Pair](d.a, d.n())
 	for i := range l {
 		l[i] = Pair{d.s(), d.s()}
 	}

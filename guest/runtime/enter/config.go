@@ -1,6 +1,9 @@
 package enter
 
-import "errors"
+import (
+	"errors"
+	"unsafe"
+)
 
 // The descriptors that dhow-enter starts with: the container's standard
 // streams, the control socket, and then those that the config refers to.
@@ -16,7 +19,7 @@ const (
 	ReadonlyRoot                    // remount the root read-only once everything is in place
 	NoNewPrivs                      // prctl(PR_SET_NO_NEW_PRIVS)
 	MakeCwd                         // create the working directory if it is missing, as docker does
-	SetOOMScore                     // write OOMScoreAdj
+	Init                            // stay as the container's init, and run the program as its child
 	LookupUser                      // User is set, or Groups: read /etc/passwd and /etc/group of the container
 	HasUmask                        // set Umask
 	Console                         // bind the pty on /dev/console
@@ -77,7 +80,7 @@ type Config struct {
 	ID    string
 	Flags uint64
 
-	Join    []Join // entered first, in order
+	Join    []Join // entered first, in order; an exec is born in its namespaces instead
 	Unshare uint64 // CLONE_NEW flags of the namespaces to make
 
 	// The root file system.
@@ -95,15 +98,14 @@ type Config struct {
 	Sysctl               []Pair // path below /proc/sys → value
 
 	// The process.
-	Args, Env   []string
-	Cwd         string
-	UID, GID    uint64
-	Gids        []uint64
-	User        string   // docker's form: name|uid[:group|gid]; overrides UID, GID
-	Groups      []string // further groups by name or number
-	Rlimits     []Rlimit
-	Umask       uint64
-	OOMScoreAdj uint64 // as two's complement
+	Args, Env []string
+	Cwd       string
+	UID, GID  uint64
+	Gids      []uint64
+	User      string   // docker's form: name|uid[:group|gid]; overrides UID, GID
+	Groups    []string // further groups by name or number
+	Rlimits   []Rlimit
+	Umask     uint64
 
 	// Capability bit sets, and the bounding bits to drop.
 	CapDrop, CapEff, CapPrm, CapInh, CapAmb uint64
@@ -163,10 +165,12 @@ func (e *encoder) ss(l []string) {
 	}
 }
 
-// decoder reads what encoder wrote. After the first error it gives zeros.
+// decoder reads what encoder wrote. After the first error it gives zeros. Its
+// strings share the memory of b.
 type decoder struct {
 	b   []byte
 	bad bool
+	a   *arena
 }
 
 func (d *decoder) u() (v uint64) {
@@ -192,7 +196,11 @@ func (d *decoder) bytes() []byte {
 	d.b = d.b[n:]
 	return v
 }
-func (d *decoder) s() string { return string(d.bytes()) }
+
+func (d *decoder) s() string {
+	b := d.bytes()
+	return unsafe.String(unsafe.SliceData(b), len(b))
+}
 
 // n reads the length of a list, which cannot be longer than the bytes left.
 func (d *decoder) n() int {
@@ -209,7 +217,7 @@ func (d *decoder) ss() []string {
 	if n == 0 {
 		return nil
 	}
-	l := make([]string, n)
+	l := list[string](d.a, n)
 	for i := range l {
 		l[i] = d.s()
 	}
@@ -218,7 +226,7 @@ func (d *decoder) ss() []string {
 
 // Encode appends r with its length to b.
 func (r *Report) Encode(b []byte) []byte {
-	e := encoder{}
+	e := encoder{b: scratch.bytes(64 + len(r.Op) + len(r.Path))[:0]}
 	e.b = append(e.b, r.Kind)
 	e.u(r.Code)
 	e.u(r.Errno)
@@ -229,7 +237,7 @@ func (r *Report) Encode(b []byte) []byte {
 }
 
 // DecodeReport reads one report from b and returns what follows it; ok is
-// false while b holds less than a whole report.
+// false while b holds less than a whole report. The strings share b's memory.
 func DecodeReport(b []byte) (r Report, rest []byte, ok bool, err error) {
 	if len(b) < 2 {
 		return r, b, false, nil

@@ -3,7 +3,6 @@
 package enter
 
 import (
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,11 +22,13 @@ func fail(op, path string, e errno) *failure {
 	return &failure{op: op, path: path, err: e}
 }
 
-// Main reads the config from ControlFD, does it all and becomes the
-// container's program. It never returns; a failure is reported on ControlFD
-// and ends the process with status 1.
+// Main is all of dhow-enter: it serves requests on the socket at descriptor 3.
+// It never returns.
 func Main() {
-	runtime.LockOSThread()
+	serve()
+	useArena()
+	// A child: it reads its config from ControlFD, does it all and becomes the
+	// container's program, or reports why not.
 	if f := run(); f != nil {
 		report(&Report{Kind: Failed, Code: f.code, Errno: uint64(f.err), Op: f.op, Path: f.path})
 	}
@@ -40,11 +41,11 @@ func run() *failure {
 		return fail("read the config", "", e)
 	}
 	n := int(size[0]) | int(size[1])<<8 | int(size[2])<<16 | int(size[3])<<24
-	buf := make([]byte, n)
+	buf := scratch.bytes(n)
 	if e := readFull(ControlFD, buf); e != 0 {
 		return fail("read the config", "", e)
 	}
-	c, err := DecodeConfig(buf)
+	c, err := decodeConfig(buf, scratch)
 	if err != nil {
 		return fail("read the config", "", unix.EBADMSG)
 	}
@@ -64,21 +65,9 @@ func run() *failure {
 // namespaces enters and makes the namespaces, all but the PID namespace, which
 // the clone was made into.
 func (c *Config) namespaces() *failure {
-	if c.Flags&SetOOMScore != 0 { // while /proc is the agent's
-		if f := c.oomScore(); f != nil {
-			return f
-		}
-	}
 	if c.Keyring != "" {
 		if f := joinKeyring(c.Keyring); f != nil {
 			return f
-		}
-	}
-	if len(c.Join) > 0 {
-		// A thread that shares its root and working directory with others
-		// cannot enter a mount namespace.
-		if e := unshare(unix.CLONE_FS); e != 0 {
-			return fail("unshare", "CLONE_FS", e)
 		}
 	}
 	for _, j := range c.Join {
@@ -93,15 +82,6 @@ func (c *Config) namespaces() *failure {
 		}
 	}
 	return nil
-}
-
-func (c *Config) oomScore() *failure {
-	fd, e := openat(int(int32(cwdFD())), "/proc/self/oom_score_adj", unix.O_WRONLY, 0)
-	if e == 0 {
-		_, e = write(fd, []byte(itoa(int64(c.OOMScoreAdj))))
-		closefd(fd)
-	}
-	return fail("set oom_score_adj", itoa(int64(c.OOMScoreAdj)), e)
 }
 
 // joinKeyring gives the container a session keyring of its own, so that it
@@ -166,7 +146,7 @@ func sendFD(r *Report, fd int) errno {
 	msg := unix.Msghdr{Iov: &iov, Control: &oob[0]}
 	msg.SetIovlen(1)
 	msg.SetControllen(len(oob))
-	_, e := sys3(unix.SYS_SENDMSG, ControlFD, uintptr(unsafe.Pointer(&msg)), 0)
+	_, e := sys3(unix.SYS_SENDMSG, ControlFD, uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL)
 	return e
 }
 
@@ -179,21 +159,14 @@ func waitGo() {
 	}
 }
 
-func itoa(v int64) string {
-	if v < 0 {
-		return "-" + utoa(uint64(-v))
-	}
-	return utoa(uint64(v))
-}
-
 func utoa(v uint64) string {
-	var b [20]byte
+	b := scratch.bytes(20)
 	i := len(b)
 	for {
 		i--
 		b[i] = byte('0' + v%10)
 		if v /= 10; v == 0 {
-			return string(b[i:])
+			return unsafe.String(&b[i], len(b)-i)
 		}
 	}
 }

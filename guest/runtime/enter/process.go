@@ -96,6 +96,11 @@ func (c *Config) become() *failure {
 	if f := c.seccomp(); f != nil {
 		return f
 	}
+	if c.Flags&Init != 0 {
+		if f := c.init(); f != nil {
+			return f
+		}
+	}
 	e := execve(path, argv, envp)
 	return &failure{op: "exec", path: path, err: e, code: CodeExec}
 }
@@ -135,8 +140,8 @@ func makeCwd(path string) *failure {
 // checkCwd sees that the working directory can be reached from the root: a
 // descriptor of a host directory, had one leaked, could have led outside.
 func checkCwd() *failure {
-	var b [4096]byte
-	n, e := sys3(unix.SYS_GETCWD, uintptr(unsafe.Pointer(&b)), uintptr(len(b)), 0)
+	b := scratch.bytes(4096)
+	n, e := sys3(unix.SYS_GETCWD, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0)
 	if e != 0 || n == 0 || b[0] != '/' {
 		return &failure{op: "check the working directory", err: unix.EPERM, code: CodeCwdEscaped}
 	}
@@ -157,7 +162,7 @@ func (c *Config) identity() *failure {
 			}
 		}
 	}
-	gids := make([]uint32, len(c.Gids)+1)
+	gids := list[uint32](scratch, len(c.Gids)+1)
 	for i, g := range c.Gids {
 		gids[i] = uint32(g)
 	}
@@ -183,13 +188,8 @@ func (c *Config) identity() *failure {
 		prm |= 1 << capSysAdmin
 		eff |= 1 << capSysAdmin
 	}
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	data := [2]unix.CapUserData{
-		{Effective: uint32(eff), Permitted: uint32(prm), Inheritable: uint32(c.CapInh)},
-		{Effective: uint32(eff >> 32), Permitted: uint32(prm >> 32), Inheritable: uint32(c.CapInh >> 32)},
-	}
-	if _, e := sys3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data)), 0); e != 0 {
-		return fail("set capabilities", "", e)
+	if f := capset(prm, eff, c.CapInh); f != nil {
+		return f
 	}
 	if e := prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); e != 0 {
 		return fail("clear ambient capabilities", "", e)
@@ -207,6 +207,16 @@ func (c *Config) identity() *failure {
 		}
 	}
 	return nil
+}
+
+func capset(prm, eff, inh uint64) *failure {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	data := [2]unix.CapUserData{
+		{Effective: uint32(eff), Permitted: uint32(prm), Inheritable: uint32(inh)},
+		{Effective: uint32(eff >> 32), Permitted: uint32(prm >> 32), Inheritable: uint32(inh >> 32)},
+	}
+	_, e := sys3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data)), 0)
+	return fail("set capabilities", "", e)
 }
 
 func (c *Config) seccomp() *failure {
@@ -238,8 +248,6 @@ func (c *Config) sysctls() *failure {
 	return nil
 }
 
-const defaultPath = ""
-
 // lookPath finds the program as Go's exec.LookPath does, which docker's users
 // know the answers of: a name with a slash is taken as it is, others are
 // searched for in $PATH of the container's environment.
@@ -252,7 +260,7 @@ func lookPath(name string, env []string) (string, *failure) {
 			return name, nil
 		}
 	}
-	path := defaultPath
+	path := ""
 	for _, kv := range env { // the first one counts, as for getenv
 		if len(kv) >= 5 && kv[:5] == "PATH=" {
 			path = kv[5:]

@@ -23,6 +23,12 @@ type root struct {
 	dirFD   int
 }
 
+func newRoot(fd int) *root {
+	r := &list[root](scratch, 1)[0]
+	r.fd, r.dirFD = fd, -1
+	return r
+}
+
 // setup builds the container's file system and moves into it.
 func (c *Config) setup() *failure {
 	prop := c.InitPropagation
@@ -107,7 +113,7 @@ func (c *Config) mountRoot() (*root, *failure) {
 		if e != 0 {
 			return nil, fail("bind the root file system", c.RootPath, e)
 		}
-		return c.rootPropagation(&root{fd: fd, dirFD: -1})
+		return c.rootPropagation(newRoot(fd))
 	}
 	for i := range c.RootMounts {
 		m := &c.RootMounts[i]
@@ -116,7 +122,7 @@ func (c *Config) mountRoot() (*root, *failure) {
 			if e != 0 {
 				return nil, fail("open the root file system", c.RootPath, e)
 			}
-			r := &root{fd: fd, dirFD: -1}
+			r := newRoot(fd)
 			f := r.mount(m)
 			closefd(fd)
 			if f != nil {
@@ -149,7 +155,7 @@ func (c *Config) mountRoot() (*root, *failure) {
 	if e != 0 {
 		return nil, fail("open the root file system", c.RootPath, e)
 	}
-	return c.rootPropagation(&root{fd: fd, dirFD: -1})
+	return c.rootPropagation(newRoot(fd))
 }
 
 // rootPropagation cuts the new root off from the mount it was copied from.

@@ -35,7 +35,7 @@ func sys6(trap, a, b, c, d, e, f uintptr) (uintptr, errno) {
 // cstr returns s as C expects it. A string with a NUL in it is cut there; the
 // agent refuses such strings.
 func cstr(s string) unsafe.Pointer {
-	b := make([]byte, len(s)+1)
+	b := scratch.bytes(len(s) + 1)
 	copy(b, s)
 	return unsafe.Pointer(&b[0])
 }
@@ -184,7 +184,7 @@ func setns(fd int, flags uint64) errno {
 
 // vector returns the NULL-terminated array of C strings of execve.
 func vector(l []string) []unsafe.Pointer {
-	v := make([]unsafe.Pointer, len(l)+1)
+	v := list[unsafe.Pointer](scratch, len(l)+1)
 	for i, s := range l {
 		v[i] = cstr(s)
 	}

@@ -58,7 +58,7 @@ func resolveUser(spec string, groups []string, passwd, group string) (u userInfo
 		}
 		u.uid = uidArg
 	}
-	var more []uint64
+	more := list[uint64](scratch, 64)[:0]
 	if groupArg != "" || matched != "" {
 		found := false
 		for line, text := nextLine(group); line != "" || text != ""; line, text = nextLine(text) {
@@ -93,7 +93,7 @@ func resolveUser(spec string, groups []string, passwd, group string) (u userInfo
 			u.gid = gidArg
 		}
 	}
-	u.gids = append(append(u.gids, u.gid), more...)
+	u.gids = append(append(list[uint64](scratch, 64)[:0], u.gid), more...)
 	for _, g := range groups {
 		gid, isGID, bad := numeric(g)
 		if bad {

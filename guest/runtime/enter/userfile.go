@@ -2,7 +2,11 @@
 
 package enter
 
-import "golang.org/x/sys/unix"
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
 
 // maxUserFile bounds what is read of /etc/passwd and /etc/group, in bytes.
 const maxUserFile = 32 << 20
@@ -54,7 +58,10 @@ func (c *Config) setHome(home string) {
 			return
 		}
 	}
-	c.Env = append(c.Env, "HOME="+home)
+	env := list[string](scratch, len(c.Env)+1)
+	copy(env, c.Env)
+	env[len(c.Env)] = "HOME=" + home
+	c.Env = env
 }
 
 // readUserFile reads a file of the container's, "" if there is none. What is
@@ -73,7 +80,7 @@ func readUserFile(path string) (string, *failure) {
 	if st.Size > maxUserFile {
 		return "", fail("read", path, unix.EFBIG)
 	}
-	b := make([]byte, 0, int(st.Size)+1)
+	b := scratch.bytes(int(st.Size) + 1)[:0]
 	for len(b) < maxUserFile {
 		if len(b) == cap(b) {
 			b = append(make([]byte, 0, 2*cap(b)), b...)
@@ -87,5 +94,5 @@ func readUserFile(path string) (string, *failure) {
 		}
 		b = b[:len(b)+n]
 	}
-	return string(b), nil
+	return unsafe.String(unsafe.SliceData(b), len(b)), nil
 }

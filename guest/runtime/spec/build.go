@@ -3,6 +3,7 @@
 package spec
 
 import (
+	"maps"
 	"strconv"
 	"strings"
 
@@ -28,9 +29,8 @@ type Input struct {
 	// not to be given.
 	Mounts []Mount
 
-	CPUs     int    // see Default
-	InitPath string // what to run as init with --init; bound to InitInContainer
-	ShmPath  string // directory to bind on /dev/shm, for the ipc modes host, shareable and container; "" = a tmpfs of its own
+	CPUs    int    // see Default
+	ShmPath string // directory to bind on /dev/shm, for the ipc modes host, shareable and container; "" = a tmpfs of its own
 
 	// Namespaces of other containers, where the modes say container:…
 	// ("/proc/PID/ns/net"). Build refuses the mode where the path is missing.
@@ -52,8 +52,11 @@ type Mount struct {
 	Propagation          string // "" = rprivate
 }
 
-// InitInContainer is where --init finds its program.
-const InitInContainer = "/sbin/docker-init"
+// Annotations by which a spec asks for what the runtime-spec has no field for.
+const (
+	AnnotationInit   = "dhow.init"   // "true": an init of the runtime's runs the program (--init)
+	AnnotationGroups = "dhow.groups" // further groups, by name or number, comma between (--group-add)
+)
 
 // Build makes the spec of a container. Requests that contradict themselves
 // are errors of class Invalid in docker's words, those that dhow does not
@@ -67,9 +70,7 @@ func Build(in Input) (*specs.Spec, error) {
 	s := Default(in.CPUs)
 	s.Root.Readonly = h.ReadonlyRootfs
 	s.Linux.Sysctl = map[string]string{}
-	if len(h.Annotations) > 0 {
-		s.Annotations = h.Annotations
-	}
+	annotate(s, h)
 	opts, err := securityOptions(h.SecurityOpt)
 	if err != nil {
 		return nil, err
@@ -119,6 +120,21 @@ func Build(in Input) (*specs.Spec, error) {
 	}
 	s.Linux.Seccomp, err = filter(opts.seccomp, h.Privileged, caps)
 	return s, err
+}
+
+// annotate sets the annotations: the request's, and ours over them.
+func annotate(s *specs.Spec, h *container.HostConfig) {
+	s.Annotations = map[string]string{}
+	maps.Copy(s.Annotations, h.Annotations)
+	delete(s.Annotations, AnnotationInit)
+	delete(s.Annotations, AnnotationGroups)
+	// Where another container's init or the machine's reaps, none is needed.
+	if h.Init != nil && *h.Init && h.PidMode.IsPrivate() {
+		s.Annotations[AnnotationInit] = "true"
+	}
+	if len(h.GroupAdd) > 0 {
+		s.Annotations[AnnotationGroups] = strings.Join(h.GroupAdd, ",")
+	}
 }
 
 // refuse names what dhow does not serve.

@@ -65,13 +65,6 @@ func mounts(s *specs.Spec, in *Input) error {
 		out = append(out, m)
 	}
 	s.Mounts = append(out, list...)
-	if h.Init != nil && *h.Init && h.PidMode.IsPrivate() {
-		if in.InitPath == "" {
-			return errdefs.New(errdefs.Unimplemented, "--init is not supported by this machine: it has no init program")
-		}
-		s.Mounts = append(s.Mounts, specs.Mount{Destination: InitInContainer, Type: "bind", Source: in.InitPath, Options: []string{"bind", "ro"}})
-		s.Process.Args = append([]string{InitInContainer, "--"}, s.Process.Args...)
-	}
 	return nil
 }
 

@@ -1,0 +1,1 @@
+// Makes the compiler take the declarations without a body in pin.go.
