@@ -308,9 +308,12 @@ func spansOf(s *specs.LinuxSeccomp, a *arch, def uint32) ([]span, error) {
 			}
 		}
 	}
-	// Calls that came after the profile was written.
+	// Calls that came after the profile was written. A default that lets calls
+	// through holds for these too, and a tracer may know them.
 	newer := &verdict{ret: def}
-	if def&0xffff0000 != retAllow && def&0xffff0000 != retLog && newest > 0 {
+	switch lets := def & 0xffff0000; {
+	case newest == 0, lets == retAllow, lets == retLog, lets == retTrace:
+	default:
 		newer = &verdict{ret: retErrno | uint32(unix.ENOSYS)}
 	}
 	none := &verdict{ret: def}
