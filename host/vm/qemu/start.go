@@ -42,6 +42,12 @@ func (m *Machine) steps() []steps.Step {
 			return err
 		}},
 		{Name: "make the machine's directory", Do: func(context.Context) error { return privateDir(m.cfg.Dir) }},
+		{Name: "wait for the data disk", Do: func(ctx context.Context) error {
+			if m.cfg.DataDisk == "" {
+				return nil
+			}
+			return awaitDisk(ctx, m.cfg.DataDisk)
+		}},
 		{
 			Name: "open the console's log",
 			Do: func(context.Context) (err error) {
