@@ -118,7 +118,7 @@ func boot(t *testing.T, arch, machine, data string) *testVM {
 		t.Fatal(err)
 	}
 	qemu, args := "qemu-system-x86_64", []string{"-machine", "pc", "-cpu", "max"}
-	cmdline := "console=ttyS0 no_timer_check acpi=noirq "
+	cmdline := "console=ttyS0 no_timer_check "
 	if arch == "arm64" {
 		qemu, args = "qemu-system-aarch64", []string{"-machine", "virt", "-cpu", "max,pauth-impdef=on"}
 		cmdline = "console=ttyAMA0 "
@@ -205,7 +205,7 @@ func (vm *testVM) kill() {
 func want(t *testing.T, console string, patterns ...string) {
 	t.Helper()
 	for _, p := range patterns {
-		if !regexp.MustCompile(p).MatchString(console) {
+		if !regexp.MustCompile("(?m)" + p).MatchString(console) {
 			t.Errorf("the console has no line like %q", p)
 		}
 	}
@@ -269,6 +269,7 @@ func TestVMDataDisk(t *testing.T) {
 		`stat /boot.json .*no such file`, `ca-certificates.crt <nil>`, `busybox.tar <nil>`, `/dev/pts/ptmx <nil>`, `/dev/vsock <nil>`,
 		`mount /dev/vda / erofs ro`, `/var/lib/dhow ext4 rw,noatime,discard`, `/sys/fs/cgroup cgroup2`,
 		`route .*eth0\\t00000000\\t017FA8C0`, `mtu "1400`,
+		`cpus 2$`,
 		`modprobe fs-fuse: "" <nil>`, `modprobe fs-nosuch: "" exit status 1`,
 		`module virtiofs`, `module overlay`, `module bridge`, `module nft_masq`,
 		`steps kernel=\d+,init=\d+,root disk=\d+,root=\d+,mounts=\d+,data disk=\d+,network=\d+,agent=\d+`,

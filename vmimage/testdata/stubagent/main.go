@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -113,6 +114,7 @@ func ask(verb string) string {
 
 // inspect tells what init has set up.
 func inspect() {
+	say("cpus %d", runtime.NumCPU())
 	for _, f := range []string{
 		"/proc/self/cgroup", "/sys/fs/cgroup/cgroup.subtree_control", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/kernel/hostname",
 		"/run/resolv.conf", "/proc/self/oom_score_adj", "/etc/resolv.conf", "/proc/cmdline",
@@ -137,7 +139,7 @@ func inspect() {
 	out, err = exec.Command("/sbin/modprobe", "-q", "--", "fs-nosuch").CombinedOutput()
 	say("modprobe fs-nosuch: %q %v", out, err)
 	// The kernel's own request_module: an unknown file system type is asked for.
-	say("mount overlay: %v", syscall.Mount("x", "/mnt", "virtiofs", 0, ""))
+	say("mount virtiofs: %v", syscall.Mount("x", "/mnt", "virtiofs", 0, ""))
 	time.Sleep(2 * time.Second) // what is loaded behind the agent's start
 	b, _ = os.ReadFile("/proc/modules")
 	for _, l := range strings.Split(strings.TrimSpace(string(b)), "\n") {
