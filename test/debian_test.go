@@ -5,8 +5,6 @@ package test
 import (
 	"archive/tar"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -28,7 +26,7 @@ func debianLayers(t *testing.T) [][]fixture.Entry {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base = append(base, fixture.File("usr/local/bin/walk", 0o755, walker(t)))
+	base = append(base, fixture.File("usr/local/bin/walk", 0o755, buildStatic(t, "./walk")))
 
 	edit := []fixture.Entry{
 		fixture.Whiteout("etc/motd"),                                                    // a file
@@ -64,22 +62,6 @@ func debianLayers(t *testing.T) [][]fixture.Entry {
 		{Header: tar.Header{Name: "opt/null", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3}},
 	}
 	return [][]fixture.Entry{base, edit, hard}
-}
-
-// walker builds test/walk, static.
-func walker(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "walk")
-	c := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./walk")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("go build ./walk: %v\n%s", err, out)
-	}
-	data, err := os.ReadFile(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(data)
 }
 
 // What the runtime puts over the image's own files.

@@ -18,6 +18,8 @@ func TestVM(t *testing.T) {
 	}
 	t.Run("Debian", func(t *testing.T) { testDebian(m.in(t)) })
 	t.Run("Errors", func(t *testing.T) { testErrors(m.in(t)) })
+	t.Run("VsockIsClosed", func(t *testing.T) { testVsockIsClosed(m.in(t)) })
+	t.Run("Outside", func(t *testing.T) { testOutside(m.in(t)) })
 	t.Run("Restart", func(t *testing.T) { testRestart(m.in(t)) })
 	t.Run("PowerCut", func(t *testing.T) { testPowerCut(m.in(t)) })
 	t.Run("KilledDaemon", func(t *testing.T) { testKilledDaemon(m.in(t)) })
