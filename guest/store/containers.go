@@ -10,7 +10,6 @@ import (
 	"go.etcd.io/bbolt"
 
 	"dhow/guest/db"
-	"dhow/guest/store/image"
 	"dhow/guest/store/snapshot"
 	"dhow/internal/errdefs"
 )
@@ -31,7 +30,7 @@ func (s *Store) PrepareEphemeral(ctx context.Context, key string, id digest.Dige
 
 func (s *Store) prepareContainer(ctx context.Context, key string, id digest.Digest, opts ...snapshot.Opt) error {
 	return db.Update(ctx, s.db, func(ctx context.Context, tx *bbolt.Tx) error {
-		t, err := image.In(tx)
+		t, err := s.images.In(tx)
 		if err != nil {
 			return err
 		}

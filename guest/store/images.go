@@ -30,7 +30,7 @@ func ignoreExists(err error) error {
 
 func (s *Store) view(ctx context.Context, fn func(image.Table) error) error {
 	return db.View(ctx, s.db, func(tx *bbolt.Tx) error {
-		t, err := image.In(tx)
+		t, err := s.images.In(tx)
 		if err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func (s *Store) Tag(ctx context.Context, id digest.Digest, ref reference.Named) 
 		return errdefs.New(errdefs.Invalid, "refusing to create a tag with a digest reference")
 	}
 	return db.Update(ctx, s.db, func(_ context.Context, tx *bbolt.Tx) error {
-		t, err := image.In(tx)
+		t, err := s.images.In(tx)
 		if err != nil {
 			return err
 		}

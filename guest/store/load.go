@@ -43,39 +43,45 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 	f := newFeed(progress)
 	defer f.close()
 	lease := s.leases.Take()
-	out, err := s.load(ctx, r, f, lease)
+	out, stored, err := s.load(ctx, r, f, lease)
 	lease.Release()
-	// Files of the archive that belong to no image are garbage now.
-	s.sweepSoon()
-	if err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
+	if err != nil {
+		s.sweepSoon()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return out, err
 	}
-	return out, err
+	// Files of the archive that belong to no image are garbage now.
+	return out, s.leases.Sweep(func() error { return s.dropUnneeded(context.WithoutCancel(ctx), stored) })
 }
 
-func (s *Store) load(ctx context.Context, r io.Reader, f *feed, lease *gc.Lease) ([]Image, error) {
+// load returns the images and all blobs that it stored.
+func (s *Store) load(ctx context.Context, r io.Reader, f *feed, lease *gc.Lease) (out []Image, stored []digest.Digest, err error) {
 	plain, _, err := layer.Decompress(r)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { _ = plain.Close() }()
 	l := &loader{s: s, lease: lease, feed: f, files: make(map[string]ocispec.Descriptor), links: make(map[string]string)}
 	if err := l.read(ctx, plain); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	found, err := l.find(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var out []Image
 	for _, a := range found {
 		img, err := l.install(ctx, a)
 		if err != nil {
-			return out, err
+			return out, nil, err
 		}
 		out = append(out, img)
 	}
-	return out, nil
+	for _, d := range l.files {
+		stored = append(stored, d.Digest)
+	}
+	return out, stored, nil
 }
 
 // loader is one Load.

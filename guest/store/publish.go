@@ -54,7 +54,7 @@ func (s *Store) publish(ctx context.Context, n newImage, jobs []*layerJob) (img 
 	}
 	r.Targets = []ocispec.Descriptor{n.target}
 	err = db.Update(ctx, s.db, func(ctx context.Context, tx *bbolt.Tx) error {
-		t, err := image.In(tx)
+		t, err := s.images.In(tx)
 		if err != nil {
 			return err
 		}

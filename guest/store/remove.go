@@ -46,7 +46,7 @@ func (s *Store) Remove(ctx context.Context, nameOrID string, o RemoveOptions) (r
 		// Nobody may take what this transaction finds to be free.
 		err := s.leases.Collect(func(held func(string) bool) error {
 			return db.Update(ctx, s.db, func(ctx context.Context, tx *bbolt.Tx) error {
-				t, err := image.In(tx)
+				t, err := s.images.In(tx)
 				if err != nil {
 					return err
 				}

@@ -51,6 +51,7 @@ type Store struct {
 	db      *bbolt.DB
 	reg     *registry.Client
 	leases  *gc.Leases
+	images  image.Cache
 	limits  layer.Limits
 	log     *slog.Logger
 

@@ -5,6 +5,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -36,16 +37,19 @@ func (s *Store) sweep(ctx context.Context) error {
 }
 
 func (s *Store) sweepBlobs(ctx context.Context) error {
-	var all, orphans []digest.Digest
+	var all []digest.Digest
 	err := s.content.Walk(ctx, func(i content.Info) error { all = append(all, i.Digest); return nil })
 	if err != nil {
 		return err
 	}
-	err = db.View(ctx, s.db, func(tx *bbolt.Tx) error {
-		t, err := image.In(tx)
-		if err != nil {
-			return err
-		}
+	return s.dropUnneeded(ctx, all)
+}
+
+// dropUnneeded deletes those of some blobs that no image needs. The caller is
+// in a sweep.
+func (s *Store) dropUnneeded(ctx context.Context, all []digest.Digest) error {
+	var orphans []digest.Digest
+	err := s.view(ctx, func(t image.Table) error {
 		for _, d := range all {
 			if !t.NeedsBlob(d) {
 				orphans = append(orphans, d)
@@ -78,38 +82,56 @@ func (s *Store) dropBlobs(ctx context.Context, orphans []digest.Digest) error {
 
 func (s *Store) sweepSnapshots(ctx context.Context) error {
 	var found []snapshot.Info
+	parents := make(map[string]bool)
 	err := s.snaps.Walk(ctx, func(_ context.Context, i snapshot.Info) error {
+		parents[i.Parent] = true
 		if i.Kind == snapshot.Committed || strings.HasPrefix(i.Name, unpackPrefix) {
 			found = append(found, i)
 		}
 		return nil
 	})
-	if err != nil || len(found) == 0 {
+	if err != nil {
 		return err
+	}
+	err = s.view(ctx, func(t image.Table) error {
+		found = slices.DeleteFunc(found, func(i snapshot.Info) bool {
+			return i.Kind == snapshot.Committed && (parents[i.Name] || t.OnChain(digest.Digest(i.Name)))
+		})
+		return nil
+	})
+	if err != nil || len(found) == 0 {
+		return err // most often there is nothing, and so nothing to write
 	}
 	return s.leases.Collect(func(held func(string) bool) error {
 		return db.Update(ctx, s.db, func(ctx context.Context, tx *bbolt.Tx) error {
-			t, err := image.In(tx)
+			t, err := s.images.In(tx)
 			if err != nil {
 				return err
 			}
 			for _, i := range found {
-				if i.Kind != snapshot.Committed {
-					if held(heldKey(i.Name)) {
-						continue
-					}
-					if err := s.snaps.Remove(ctx, i.Name); err != nil && !errdefs.Is(err, errdefs.NotFound) {
-						return err
-					}
-					continue
-				}
-				if _, err := s.dropChain(ctx, t, i.Name, held); err != nil {
+				if err := s.dropSnapshot(ctx, t, i, held); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 	})
+}
+
+// dropSnapshot removes a snapshot that a sweep found, unless it is held.
+func (s *Store) dropSnapshot(ctx context.Context, t image.Table, i snapshot.Info, held func(string) bool) error {
+	if i.Kind == snapshot.Committed {
+		_, err := s.dropChain(ctx, t, i.Name, held)
+		return err
+	}
+	if held(heldKey(i.Name)) {
+		return nil
+	}
+	err := s.snaps.Remove(ctx, i.Name)
+	if errdefs.Is(err, errdefs.NotFound) {
+		return nil
+	}
+	return err
 }
 
 // dropChain removes the layer chain and those below it, as far as no image, no

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -38,11 +39,47 @@ func Migrate(d *bbolt.DB) error {
 // NotFound for what is not there.
 type Table struct {
 	records, configs, names, namesOf, chains, blobs, children *bbolt.Bucket
+
+	cache *Cache
+}
+
+// Cache keeps decoded images between transactions: a container's start asks
+// for its image more than once, and decoding JSON is most of the answer. Its
+// zero value is ready.
+type Cache struct {
+	mu     sync.Mutex
+	images map[digest.Digest]cached
+}
+
+// cached is an image as decoded from a record; a record that was written since
+// has other bytes.
+type cached struct {
+	record []byte
+	image  Image // without Names and Target
+	target ocispec.Descriptor
+}
+
+const maxCached = 128
+
+func (c *Cache) get(id digest.Digest, record []byte) (cached, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.images[id]
+	return e, ok && bytes.Equal(e.record, record)
+}
+
+func (c *Cache) put(id digest.Digest, e cached) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.images == nil || len(c.images) >= maxCached {
+		c.images = make(map[digest.Digest]cached)
+	}
+	c.images[id] = e
 }
 
 // In returns the table of a transaction.
-func In(tx *bbolt.Tx) (Table, error) {
-	var t Table
+func (c *Cache) In(tx *bbolt.Tx) (Table, error) {
+	t := Table{cache: c}
 	for i, p := range []**bbolt.Bucket{&t.records, &t.configs, &t.names, &t.namesOf, &t.chains, &t.blobs, &t.children} {
 		b, err := db.Bucket(tx, part, buckets[i])
 		if err != nil {
@@ -254,24 +291,43 @@ func (t Table) Delete(id digest.Digest) (orphans []digest.Digest, err error) {
 // Describe returns the image as its users see it. target overrides the first
 // thing that it was pulled as, if it has a digest.
 func (t Table) Describe(id digest.Digest, target ocispec.Descriptor) (Image, error) {
+	raw := t.records.Get([]byte(id))
+	e, ok := t.cache.get(id, raw)
+	if !ok {
+		var err error
+		if e, err = t.decode(id); err != nil {
+			return Image{}, err
+		}
+		e.record = bytes.Clone(raw)
+		t.cache.put(id, e)
+	}
+	img := e.image
+	img.Names, img.Target = t.Names(id), target
+	if target.Digest == "" {
+		img.Target = e.target
+	}
+	return img, nil
+}
+
+func (t Table) decode(id digest.Digest) (e cached, err error) {
 	r, err := t.Record(id)
 	if err != nil {
-		return Image{}, err
+		return e, err
 	}
 	config := t.Config(id)
 	decoded, err := ParseConfig(config)
 	if err != nil {
-		return Image{}, fmt.Errorf("image %s: %w", id, err)
+		return e, fmt.Errorf("image %s: %w", id, err)
 	}
-	img := Image{
-		ID: id, Names: t.Names(id), Target: target, Manifest: r.Manifest, Config: config, Image: decoded,
+	e.image = Image{
+		ID: id, Manifest: r.Manifest, Config: config, Image: decoded,
 		ChainID: r.ChainID, Size: r.Size, Created: r.Created, Parent: r.Parent, LastTagged: r.Tagged,
 	}
 	for _, b := range r.Blobs {
-		img.ContentSize += b.Size
+		e.image.ContentSize += b.Size
 	}
-	if target.Digest == "" && len(r.Targets) > 0 {
-		img.Target = r.Targets[0]
+	if len(r.Targets) > 0 {
+		e.target = r.Targets[0]
 	}
-	return img, nil
+	return e, nil
 }
