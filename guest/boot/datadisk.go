@@ -38,7 +38,12 @@ func dataDisk(log *kmsg, run tool, dev, dir, tmp string) error {
 	if err != nil {
 		return fmt.Errorf("%s: size: %w", dev, err)
 	}
-	head, err := readHead(f, size)
+	// A file system shows in the first blocks; only what has none is read as far
+	// as blankSize.
+	head, err := readHead(f, min(size, sbOffset+sbSize))
+	if err == nil && !hasMagic(head) {
+		head, err = readHead(f, size)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: read: %w", dev, err)
 	}

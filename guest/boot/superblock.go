@@ -60,14 +60,11 @@ var errNotExt4 = errors.New("no ext4 superblock")
 // 2048). The error is errNotExt4 if the magic number is not there, or says what
 // is impossible in it.
 func parseSuperblock(head []byte) (superblock, error) {
-	if len(head) < sbOffset+sbSize {
+	if !hasMagic(head) {
 		return superblock{}, errNotExt4
 	}
 	sb := head[sbOffset : sbOffset+sbSize]
 	le := binary.LittleEndian
-	if le.Uint16(sb[sbMagic:]) != ext4Magic {
-		return superblock{}, errNotExt4
-	}
 	logBlock := le.Uint32(sb[sbLogBlock:])
 	if logBlock > maxLogBlock {
 		return superblock{}, fmt.Errorf("ext4 superblock: block size 2^%d", 10+uint64(logBlock))
@@ -98,6 +95,12 @@ func parseSuperblock(head []byte) (superblock, error) {
 		s.Clean = true
 	}
 	return s, nil
+}
+
+// hasMagic reports whether head holds ext4's magic number: what decide says then
+// does not depend on more than the superblock.
+func hasMagic(head []byte) bool {
+	return len(head) >= sbOffset+sbSize && binary.LittleEndian.Uint16(head[sbOffset+sbMagic:]) == ext4Magic
 }
 
 // setLabel writes a label (at most 16 bytes) into the superblock in head, and
