@@ -187,8 +187,10 @@ func (r *Request) fork() (pid, pidfd int, e errno) {
 	if r.PIDNS {
 		// All at once, and left again at once: for these few microseconds this
 		// process looks at no path. A child that is to be seen in the
-		// container's PID namespace is in all of its others from the start.
-		if e := setns(firstRecvd+posExtra, uint64(r.Join)|unix.CLONE_NEWPID); e != 0 {
+		// container's PID namespace is in all of its others from the start; but for
+		// the cgroup namespace, from which a hierarchy mounted with nsdelegate lets
+		// nobody be moved in (cgroup-v2.rst, "Delegation containment").
+		if e := setns(firstRecvd+posExtra, uint64(r.Join)&^unix.CLONE_NEWCGROUP|unix.CLONE_NEWPID); e != 0 {
 			return 0, -1, e
 		}
 	}
@@ -204,9 +206,12 @@ func (r *Request) fork() (pid, pidfd int, e errno) {
 		return 0, -1, 0 // the child
 	}
 	if r.PIDNS {
-		goHome(r.Join)
+		goHome(r.Join &^ unix.CLONE_NEWCGROUP)
 	}
-	return int(p), int(b.pidfd), e
+	if e != 0 {
+		return 0, -1, e // the kernel has written a pidfd even so, and closed it
+	}
+	return int(p), int(b.pidfd), 0
 }
 
 // cloneArgs is struct clone_args of linux/sched.h.
@@ -227,6 +232,9 @@ func (r *Request) child(fds int) {
 	}
 	first := firstRecvd + posExtra
 	if r.PIDNS {
+		if r.Join&unix.CLONE_NEWCGROUP != 0 && setns(first, unix.CLONE_NEWCGROUP) != 0 {
+			exit(1)
+		}
 		first++
 	}
 	for i := first; i < firstRecvd+fds; i++ {
