@@ -36,7 +36,7 @@ test-unit: ## tests that need no root and no VM
 	go test ./...
 
 test-kernel: deps ## tests on this kernel, as root, in namespaces of their own
-	CI_REQUIRE_KERNEL=1 go test -run '^TestKernel' ./guest/...
+	CI_REQUIRE_KERNEL=1 go test ./guest/... ./host/vm/qemu
 
 test-vm: deps build vmimage-all ## tests that boot the VM image
 	build/test-vm.sh
