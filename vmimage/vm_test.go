@@ -12,31 +12,22 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"dhow/internal/testkit"
 	"dhow/proto/control"
 )
 
-// needVM skips the test, or fails it where CI asks for it, if machines cannot
-// or shall not be started here.
+// needVM is testkit.VM, and the programs that the test runs.
 func needVM(t *testing.T, tools ...string) {
 	t.Helper()
-	skip := t.Skipf
-	if os.Getenv("CI_REQUIRE_VM") == "1" {
-		skip = t.Fatalf
-	} else if os.Getenv("DHOW_TEST_VM") != "1" {
-		t.Skip("boots machines: run it by make test-vm (DHOW_TEST_VM=1)")
-	}
-	if runtime.GOOS != "linux" {
-		skip("the image is built on Linux")
-	}
+	testkit.VM(t)
 	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
-			skip("%s is missing: sudo apt-get install qemu-system-x86 qemu-system-arm erofs-utils e2fsprogs", tool)
+			t.Fatalf("%s is missing: run `make deps`", tool)
 		}
 	}
 }
