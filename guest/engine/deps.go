@@ -22,6 +22,7 @@ import (
 // snapshot per container. *store.Store implements it.
 type Store interface {
 	Pull(ctx context.Context, ref reference.Named, o store.PullOptions) (store.Image, bool, error)
+	Login(ctx context.Context, auth store.Auth) (identityToken string, err error)
 	Load(ctx context.Context, r io.Reader, progress func(store.Progress)) ([]store.Image, error)
 	Images(ctx context.Context) ([]store.Image, error)
 	Get(ctx context.Context, nameOrID string) (store.Image, error)

@@ -56,10 +56,7 @@ func (e *Engine) ImagePull(ctx context.Context, o PullOptions) (PullResult, erro
 	}
 	img, newer, err := e.o.Store.Pull(ctx, ref, store.PullOptions{
 		Platform: o.Platform,
-		Auth: store.Auth{
-			Username: o.Auth.Username, Password: o.Auth.Password, IdentityToken: o.Auth.IdentityToken,
-			RegistryToken: o.Auth.RegistryToken, ServerAddress: o.Auth.ServerAddress,
-		},
+		Auth:     authOf(o.Auth),
 		Progress: func(p store.Progress) { report(o.Progress, p) },
 	})
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"dhow/internal/errdefs"
+	"dhow/guest/store"
 )
 
 // Info tells about the engine and its machine.
@@ -91,9 +91,21 @@ func (e *Engine) Version(context.Context) (system.VersionResponse, error) {
 	return v, nil
 }
 
-// Auth checks credentials with a registry.
+// Auth asks a registry whether it takes the credentials: Docker Hub where they
+// name none. Credentials that are refused are an error of class Denied.
 func (e *Engine) Auth(ctx context.Context, a registry.AuthConfig) (status, identityToken string, err error) {
-	return "", "", errdefs.New(errdefs.Unimplemented, "login is not supported yet by this version of dhow")
+	token, err := e.o.Store.Login(ctx, authOf(a))
+	if err != nil {
+		return "", "", err
+	}
+	return "Login Succeeded", token, nil
+}
+
+func authOf(a registry.AuthConfig) store.Auth {
+	return store.Auth{
+		Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken,
+		RegistryToken: a.RegistryToken, ServerAddress: a.ServerAddress,
+	}
 }
 
 // DiskUsage tells what images and containers hold.

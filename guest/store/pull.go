@@ -30,6 +30,14 @@ type PullOptions struct {
 	Progress func(Progress)
 }
 
+// Login asks the registry that auth.ServerAddress names ("" = Docker Hub)
+// whether it takes the credentials, and returns the identity token to keep
+// instead of the password, if it gave one. The errors have docker's sentences;
+// refused credentials are of class Denied.
+func (s *Store) Login(ctx context.Context, auth Auth) (identityToken string, err error) {
+	return s.reg.Login(ctx, auth)
+}
+
 // maxIndexDepth is how deep indexes may be nested in indexes.
 const maxIndexDepth = 4
 

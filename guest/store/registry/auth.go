@@ -20,7 +20,10 @@ type authorizer struct {
 	c     *Client
 	host  string
 	creds Auth
-	scope string
+	scope string // "" for a login, which is to nothing in particular
+
+	offline bool   // ask the token server for an identity token
+	refresh string // the identity token that it gave
 
 	mu        sync.Mutex // held while a ping or a token is on its way
 	scheme    string
@@ -34,6 +37,9 @@ type challenge struct {
 	scheme string // basic or bearer, "" for none
 	params map[string]string
 }
+
+// clientID is what token servers know this program by.
+const clientID = "dhow"
 
 // errNoBasic is docker's text for a registry that wants a password.
 var errNoBasic = errors.New("no basic auth credentials")
@@ -202,7 +208,10 @@ func (a *authorizer) token(ctx context.Context, scope string) (string, error) {
 	if err != nil || realm.Host == "" || (realm.Scheme != "https" && (realm.Scheme != "http" || a.scheme == "https")) {
 		return "", fmt.Errorf("the registry %s names no usable token server: %q", a.host, a.challenge.params["realm"])
 	}
-	values := url.Values{"scope": {scope}}
+	values := url.Values{}
+	if scope != "" {
+		values.Set("scope", scope)
+	}
 	if s := a.challenge.params["service"]; s != "" {
 		values.Set("service", s)
 	}
@@ -218,7 +227,7 @@ func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, values url.
 	var resp *http.Response
 	var err error
 	if a.creds.IdentityToken != "" {
-		form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {a.creds.IdentityToken}, "client_id": {"dhow"}}
+		form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {a.creds.IdentityToken}, "client_id": {clientID}}
 		for k, v := range values {
 			form[k] = v
 		}
@@ -232,6 +241,10 @@ func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, values url.
 		if a.creds.Username != "" {
 			q.Set("account", a.creds.Username)
 		}
+		if a.offline {
+			q.Set("offline_token", "true")
+			q.Set("client_id", clientID)
+		}
 		u.RawQuery = q.Encode()
 		resp, err = a.do(ctx, http.MethodGet, u.String(), nil, a.creds.Username)
 	}
@@ -243,11 +256,15 @@ func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, values url.
 	}
 	defer closeBody(resp)
 	var t struct {
-		Token       string `json:"token"`
-		AccessToken string `json:"access_token"`
+		Token        string `json:"token"`
+		AccessToken  string `json:"access_token"`
+		RefreshToken string `json:"refresh_token"`
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&t); err != nil {
 		return "", fmt.Errorf("token server %s: %w", realm.Host, err)
+	}
+	if t.RefreshToken != "" {
+		a.refresh = t.RefreshToken
 	}
 	if t.Token == "" {
 		t.Token = t.AccessToken

@@ -101,11 +101,14 @@ type Repository struct {
 	auth *authorizer
 }
 
+// hubHost serves Docker Hub's API.
+const hubHost = "registry-1.docker.io"
+
 // Repository returns the repository that name is in. It does no I/O.
 func (c *Client) Repository(name reference.Named, auth Auth) *Repository {
 	r := &Repository{c: c, name: reference.TrimNamed(name), host: reference.Domain(name), path: reference.Path(name)}
 	if r.host == "docker.io" {
-		r.host = "registry-1.docker.io"
+		r.host = hubHost
 	}
 	r.auth = &authorizer{c: c, host: r.host, creds: auth, scope: "repository:" + r.path + ":pull"}
 	return r

@@ -83,11 +83,17 @@ func statusError(resp *http.Response) error {
 	}
 	if len(e.Errors) == 0 {
 		e.Body = string(raw[:min(len(raw), 256)])
+		or := func(text string) string { // a token server says it in "details"
+			if body.Details != "" {
+				return body.Details
+			}
+			return text
+		}
 		switch e.Status {
 		case http.StatusTooManyRequests:
-			e.Errors = []APIError{{"TOOMANYREQUESTS", "too many requests"}}
+			e.Errors = []APIError{{"TOOMANYREQUESTS", or("too many requests")}}
 		case http.StatusUnauthorized:
-			e.Errors = []APIError{{"UNAUTHORIZED", "authentication required"}}
+			e.Errors = []APIError{{"UNAUTHORIZED", or("authentication required")}}
 		case http.StatusForbidden:
 			e.Errors = []APIError{{"DENIED", "requested access to the resource is denied"}}
 		}
