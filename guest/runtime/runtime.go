@@ -75,6 +75,11 @@ func New(o Options) (*Runtime, error) {
 		r.cgroups, err = cgroup.Open(o.CgroupRoot, o.CgroupParent)
 	}
 	if err == nil {
+		if kerr := r.cgroups.HoldKeys(); kerr != nil {
+			o.Log.Warn("starts will be slower: the kernel's cgroup keys are not held", "error", kerr)
+		}
+	}
+	if err == nil {
 		r.ownOOMScore, err = ownOOMScore()
 	}
 	if err == nil {

@@ -22,6 +22,7 @@ type Tree struct {
 	root   string // mount point of cgroup2
 	parent string // path below it, "a/b"
 	dir    *os.File
+	keep   *Cgroup // of HoldKeys
 
 	mu      sync.Mutex
 	enabled map[string]bool // controllers that the children have
@@ -120,7 +121,7 @@ func (t *Tree) Has(controller string) bool {
 func (t *Tree) Root() string { return t.root }
 
 // Close releases the tree; its directory and the cgroups in it stay.
-func (t *Tree) Close() error { return t.dir.Close() }
+func (t *Tree) Close() error { return errors.Join(t.releaseKeys(), t.dir.Close()) }
 
 // Cgroup is one cgroup: a directory, held open.
 type Cgroup struct {
