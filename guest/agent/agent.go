@@ -16,6 +16,7 @@ import (
 	goruntime "runtime"
 	"time"
 
+	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
 
 	"dhow/guest/api"
@@ -112,7 +113,10 @@ func (a *agent) open(ctx context.Context) error {
 		return err
 	}
 	if a.DataError != "" {
-		return nil // the host is told in answer to its hello
+		// Nothing is opened or made below the root: what would be written there is
+		// not on the data disk. Who asks for anything is told (see refusal).
+		a.Log.Error("the machine has no data disk", "err", a.DataError)
+		return nil
 	}
 	for _, d := range []struct {
 		path string
@@ -213,11 +217,7 @@ func (a *agent) serve(ctx context.Context) error {
 			}
 		}()
 	}
-	var handler http.Handler = http.HandlerFunc(a.noData)
-	if a.engine != nil {
-		handler = api.New(api.Backends{Containers: a.engine, Execs: a.engine, Images: a.engine, Networks: a.engine, System: a.engine},
-			api.Options{Log: a.Log.With("part", "api"), Version: a.Version})
-	}
+	handler := api.New(a.backends(), api.Options{Log: a.Log.With("part", "api"), Version: a.Version, Refuse: a.refusal()})
 	a.server = api.NewServer(handler, a.Log)
 	a.server.BaseContext = func(net.Listener) context.Context { return ctx }
 	run(func() error {
@@ -264,11 +264,34 @@ func (a *agent) stopServing() {
 	}
 }
 
-// noData answers every request with why there is no data disk.
-func (a *agent) noData(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusServiceUnavailable)
-	fmt.Fprintf(w, "{\"message\":%q}\n", "the machine has no data disk: "+a.DataError)
+// backends are what the API calls: the engine, or without a data disk no more
+// than what tells its version.
+func (a *agent) backends() api.Backends {
+	if a.engine == nil {
+		return api.Backends{System: versionOnly{options: engine.Options{Version: a.Version, APIVersion: api.Version, MinAPIVersion: api.MinVersion}}}
+	}
+	return api.Backends{Containers: a.engine, Execs: a.engine, Images: a.engine, Networks: a.engine, System: a.engine}
+}
+
+// refusal is what requests that need the engine are answered with where there
+// is none.
+func (a *agent) refusal() error {
+	if a.DataError == "" {
+		return nil
+	}
+	return errdefs.New(errdefs.Unavailable, "the machine has no usable data disk: %s", a.DataError)
+}
+
+// versionOnly is the System of an agent without an engine. The API calls
+// nothing but Version.
+type versionOnly struct {
+	api.System
+	options engine.Options
+}
+
+// Version implements api.System.
+func (v versionOnly) Version(context.Context) (system.VersionResponse, error) {
+	return engine.VersionOf(v.options), nil
 }
 
 // outside gives the store its way to registries: through the host, with the
@@ -291,13 +314,7 @@ func (a *agent) controlServer() *control.Server {
 	return &control.Server{
 		Version: a.Version,
 		Steps:   func() []proto.Step { return a.marks },
-		Ready: func(context.Context) error {
-			if a.DataError != "" {
-				return errdefs.New(errdefs.Unavailable, "the machine has no data disk: %s", a.DataError)
-			}
-			return nil
-		},
-		Stats: a.stats,
+		Stats:   a.stats,
 		Stop: func(ctx context.Context, grace time.Duration) error {
 			if a.engine == nil {
 				return nil
@@ -323,6 +340,9 @@ func (a *agent) stats(context.Context) (proto.Stats, error) {
 	var err error
 	if s.MemoryTotal, s.MemoryAvailable, err = memory(); err != nil {
 		return s, err
+	}
+	if a.DataError != "" {
+		return s, nil // what is at Root is not the data disk
 	}
 	var f unix.Statfs_t
 	if err := unix.Statfs(a.Root, &f); err != nil {

@@ -26,10 +26,13 @@ const MaxBody = 4 << 20
 const readHeaderTimeout = 30 * time.Second
 
 // Options are what the API needs beside its backends. Version is the engine's
-// own version, e.g. "1.0.0"; it appears in the Server header.
+// own version, e.g. "1.0.0"; it appears in the Server header. Refuse, where it
+// is not nil, answers every request but ping and version, of which only
+// Backends.System's Version is called: the engine cannot work, and says why.
 type Options struct {
 	Log     *slog.Logger
 	Version string
+	Refuse  error
 }
 
 // Backends are the engine's parts that the API calls.
@@ -46,6 +49,7 @@ type server struct {
 	Backends
 	log    *slog.Logger
 	name   string // of the Server header
+	refuse error  // see Options
 	routes *router
 }
 
@@ -55,7 +59,7 @@ func New(b Backends, o Options) http.Handler {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &server{Backends: b, log: log, name: "Docker/" + o.Version + " (linux)", routes: newRouter(table)}
+	return &server{Backends: b, log: log, name: "Docker/" + o.Version + " (linux)", refuse: o.Refuse, routes: newRouter(table)}
 }
 
 // NewServer returns an HTTP server for h, a handler made by New, whose clients
@@ -133,6 +137,9 @@ func (s *server) serve(c *call) error {
 	}
 	if c.version < rt.since {
 		return errdefs.New(errdefs.Invalid, "%q requires API version %s, but the requested API version is %s", c.r.Method+" "+path, rt.since, c.version)
+	}
+	if s.refuse != nil && rt.pattern != "/_ping" && rt.pattern != "/version" {
+		return s.refuse
 	}
 	c.name = name
 	if c.query, err = url.ParseQuery(c.r.URL.RawQuery); err != nil {

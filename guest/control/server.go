@@ -20,9 +20,6 @@ type Server struct {
 	Version string
 	// Steps returns the named points of the boot so far.
 	Steps func() []proto.Step
-	// Ready returns nil, or why the guest cannot do its work (no data disk): the
-	// host is told in answer to its hello. It may wait, at most until ctx ends.
-	Ready func(ctx context.Context) error
 	// Stats returns the guest's figures.
 	Stats func(ctx context.Context) (proto.Stats, error)
 	// Stop stops what runs and makes its data durable.
@@ -73,10 +70,7 @@ func describe(err error) (class, sentence string) {
 	return string(errdefs.ClassOf(err)), errdefs.Sentence(err)
 }
 
-func (s *Server) hello(ctx context.Context, h proto.Hello) (proto.Welcome, error) {
-	if err := s.Ready(ctx); err != nil {
-		return proto.Welcome{}, err
-	}
+func (s *Server) hello(context.Context, proto.Hello) (proto.Welcome, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return proto.Welcome{}, err

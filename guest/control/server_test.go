@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"dhow/internal/errdefs"
 	proto "dhow/proto/control"
 )
 
@@ -31,8 +30,8 @@ func serve(t *testing.T, s *Server) *proto.Client {
 
 func TestHello(t *testing.T) {
 	c := serve(t, &Server{
-		Version: "1.2.3", Ready: func(context.Context) error { return nil },
-		Steps: func() []proto.Step { return []proto.Step{{Name: "agent", At: time.Second}} },
+		Version: "1.2.3",
+		Steps:   func() []proto.Step { return []proto.Step{{Name: "agent", At: time.Second}} },
 	})
 	var w proto.Welcome
 	if err := c.Call(t.Context(), proto.VerbHello, proto.Hello{Protocol: proto.Protocol, Version: "9"}, &w); err != nil {
@@ -40,17 +39,6 @@ func TestHello(t *testing.T) {
 	}
 	if w.Protocol != proto.Protocol || w.Version != "1.2.3" || w.AgentPID != os.Getpid() || w.Kernel == "" || len(w.BootID) != 36 || len(w.Steps) != 1 {
 		t.Errorf("welcome %+v", w)
-	}
-}
-
-func TestHelloTellsWhyTheGuestCannotWork(t *testing.T) {
-	c := serve(t, &Server{Ready: func(context.Context) error {
-		return errdefs.New(errdefs.Unavailable, "the data disk has bad blocks")
-	}})
-	err := c.Call(t.Context(), proto.VerbHello, proto.Hello{}, nil)
-	var r *proto.RemoteError
-	if !errors.As(err, &r) || r.Class != string(errdefs.Unavailable) || r.Sentence != "the data disk has bad blocks" {
-		t.Errorf("%v", err)
 	}
 }
 

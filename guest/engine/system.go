@@ -77,18 +77,23 @@ func (e *Engine) Info(ctx context.Context) (system.Info, error) {
 }
 
 // Version tells the versions of the engine and its parts.
-func (e *Engine) Version(context.Context) (system.VersionResponse, error) {
+func (e *Engine) Version(context.Context) (system.VersionResponse, error) { return VersionOf(e.o), nil }
+
+// VersionOf is what an engine with these options tells of its versions: of o it
+// reads Version, Commit, APIVersion and MinAPIVersion. There is no build time,
+// so that the same sources give the same bytes.
+func VersionOf(o Options) system.VersionResponse {
 	details := map[string]string{
-		"ApiVersion": e.o.APIVersion, "MinAPIVersion": e.o.MinAPIVersion, "Arch": goArch, "Os": "linux",
+		"ApiVersion": o.APIVersion, "MinAPIVersion": o.MinAPIVersion, "Arch": goArch, "Os": "linux",
 		"GoVersion": runtime.Version(), "KernelVersion": kernel(),
 	}
 	v := system.VersionResponse{
-		Version: e.o.Version, APIVersion: e.o.APIVersion, MinAPIVersion: e.o.MinAPIVersion,
+		Version: o.Version, APIVersion: o.APIVersion, MinAPIVersion: o.MinAPIVersion,
 		Os: "linux", Arch: goArch, GoVersion: runtime.Version(), KernelVersion: kernel(),
-		Components: []system.ComponentVersion{{Name: "Engine", Version: e.o.Version, Details: details}},
+		Components: []system.ComponentVersion{{Name: "Engine", Version: o.Version, Details: details}},
 	}
 	v.Platform.Name = "dhow"
-	return v, nil
+	return v
 }
 
 // Auth asks a registry whether it takes the credentials: Docker Hub where they
