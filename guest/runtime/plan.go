@@ -301,11 +301,12 @@ func (p *plan) devices(s *specs.Spec) error {
 // sysctl adds a kernel parameter, if it is one that stays inside of the
 // container's namespaces.
 func (p *plan) sysctl(key, value string) error {
+	name := key
 	key = strings.ReplaceAll(key, ".", "/")
-	denied := errdefs.New(errdefs.Denied, "sysctl %q is not in a separate kernel namespace", key)
+	denied := errdefs.New(errdefs.Denied, "sysctl %q is not in a separate kernel namespace", name)
 	switch {
-	case strings.Contains(key, "..") || strings.HasPrefix(key, "/"):
-		return errdefs.New(errdefs.Invalid, "bad name of a sysctl: %q", key)
+	case strings.Contains(key, "//") || strings.HasPrefix(key, "/") || strings.ContainsRune(key, 0):
+		return errdefs.New(errdefs.Invalid, "bad name of a sysctl: %q", name)
 	case strings.HasPrefix(key, "net/"):
 		if !p.owns(unix.CLONE_NEWNET) {
 			return denied

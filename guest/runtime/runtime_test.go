@@ -52,6 +52,7 @@ type fixture struct {
 	dir    string
 	rootfs string
 	parent string // cgroup, below the mount
+	state  string // state directory
 }
 
 var enterBinary string
@@ -105,8 +106,9 @@ func newFixture(tb testing.TB) *fixture {
 	f.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nbob:x:1000:1001::/home/bob:/bin/sh\n", 0o644)
 	f.write("etc/group", "root:x:0:\nbob:x:1001:\nvideo:x:44:bob\nwheel:x:10:root\n", 0o644)
 	root := cgroupRoot(tb)
+	f.state = f.stateDir()
 	f.Runtime, err = runtime.New(runtime.Options{
-		StateDir: f.stateDir(), CgroupRoot: root, CgroupParent: f.parent, Enter: enterBinary,
+		StateDir: f.state, CgroupRoot: root, CgroupParent: f.parent, Enter: enterBinary,
 	})
 	if err != nil {
 		tb.Fatal(err)

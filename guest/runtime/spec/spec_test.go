@@ -283,7 +283,10 @@ func TestSecurityOptions(t *testing.T) {
 	if s.Linux.Seccomp == nil || s.Linux.Seccomp.DefaultAction != specs.ActAllow || s.Process.NoNewPrivileges {
 		t.Error("the given profile is not used")
 	}
-	s = build(t, func(in *Input) { in.HostConfig.Privileged = true; in.HostConfig.SecurityOpt = []string{"seccomp=" + profile} })
+	s = build(t, func(in *Input) {
+		in.HostConfig.Privileged = true
+		in.HostConfig.SecurityOpt = []string{"seccomp=" + profile}
+	})
 	if s.Linux.Seccomp == nil {
 		t.Error("a privileged container does not get the profile that it asks for")
 	}
