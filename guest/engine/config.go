@@ -174,8 +174,6 @@ func unsupported(h *container.HostConfig) error {
 		return no("device requests (--gpus) are")
 	case len(h.StorageOpt) > 0:
 		return no("storage options (--storage-opt) are")
-	case h.Init != nil && *h.Init:
-		return no("an init process inside the container (--init) is")
 	case h.Isolation != "" && !h.Isolation.IsDefault():
 		return errdefs.New(errdefs.Invalid, "invalid isolation '%s' on linux", h.Isolation)
 	}

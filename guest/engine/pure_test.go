@@ -262,13 +262,11 @@ func TestMergeOfTheRest(t *testing.T) {
 }
 
 func TestWhatIsNotServedIsRefused(t *testing.T) {
-	yes := true
 	for what, h := range map[string]container.HostConfig{
 		"published":    {PortBindings: network.PortMap{network.MustParsePort("80/tcp"): {{HostPort: "80"}}}},
 		"folders":      {Binds: []string{"/a:/b"}},
 		"named":        {Binds: []string{"vol:/b"}},
 		"--link":       {Links: []string{"a:b"}},
-		"init":         {Init: &yes},
 		"volumes-from": {VolumesFrom: []string{"x"}},
 	} {
 		err := checkHost(&h, 2)

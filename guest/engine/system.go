@@ -57,7 +57,9 @@ func (e *Engine) Info(ctx context.Context) (system.Info, error) {
 		},
 		NCPU: e.o.CPUs, MemTotal: int64(mem), DockerRootDir: e.o.Root,
 		Labels: []string{}, ServerVersion: e.o.Version,
-		Runtimes:       map[string]system.RuntimeWithStatus{runtimeName: {Runtime: system.Runtime{Path: "dhow-enter"}}},
+		Runtimes: map[string]system.RuntimeWithStatus{runtimeName: {Runtime: system.Runtime{Path: "dhow-enter"}}},
+		// The runtime's own, named as docker's is inside of a container.
+		InitBinary:     "docker-init",
 		DefaultRuntime: runtimeName, SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"},
 		Warnings: []string{},
 	}
