@@ -154,11 +154,9 @@ func (e *Engine) networksOf(h *container.HostConfig, n *network.NetworkingConfig
 	if len(asked) > 1 {
 		return nil, errdefs.New(errdefs.Unimplemented, "more than one network per container is not supported yet by this version of dhow")
 	}
-	if s := asked[mode]; mode != network.NetworkHost && mode != network.NetworkNone && mode != network.NetworkBridge {
-		if e.findNetwork(mode) == nil {
-			return nil, errdefs.New(errdefs.NotFound, "network %s not found", mode)
-		}
-	} else if len(s.Aliases) > 0 && mode == network.NetworkBridge {
+	// Whether there is such a network is for the start to say: to docker's CLI a
+	// NotFound of a create is an image that it has to pull.
+	if len(asked[mode].Aliases) > 0 && mode == network.NetworkBridge {
 		return nil, errdefs.New(errdefs.Invalid, "invalid endpoint settings:\nnetwork-scoped aliases are only supported for user-defined networks")
 	}
 	return asked, nil

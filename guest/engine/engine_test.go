@@ -164,10 +164,11 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 		class    errdefs.Class
 		sentence string
 	}{
-		"mount":   {func(w *world) { w.store.failMounts = boom }, "true", 128, errdefs.Internal, ""},
-		"create":  {func(w *world) { w.runtime.failCreate = errdefs.New(errdefs.Invalid, "unable to find user x") }, "true", 128, errdefs.Invalid, "unable to find user x"},
-		"network": {func(w *world) { w.network.fail = boom }, "true", 128, errdefs.Internal, ""},
-		"start":   {func(w *world) { w.runtime.failStart = boom }, "true", 128, errdefs.Internal, ""},
+		"mount":      {func(w *world) { w.store.failMounts = boom }, "true", 128, errdefs.Internal, ""},
+		"create":     {func(w *world) { w.runtime.failCreate = errdefs.New(errdefs.Invalid, "unable to find user x") }, "true", 128, errdefs.Invalid, "unable to find user x"},
+		"network":    {func(w *world) { w.network.fail = boom }, "true", 128, errdefs.Internal, "failed to set up container networking: boom"},
+		"no network": {func(w *world) { w.network.gone = true }, "true", 128, errdefs.NotFound, "failed to set up container networking: network shop not found"},
+		"start":      {func(w *world) { w.runtime.failStart = boom }, "true", 128, errdefs.Internal, ""},
 		"exec ENOENT": {func(*world) {}, "nosuch", 127, errdefs.Invalid, "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: " +
 			`unable to start container process: error during container init: exec: "nosuch": executable file not found in $PATH`},
 		"exec EACCES": {func(w *world) { w.runtime.failStart = &runtime.ExecError{Path: "/f", Errno: unix.EACCES} }, "true", 126, errdefs.Invalid, "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: " +
@@ -177,7 +178,7 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 			for _, auto := range []bool{false, true} {
 				w := newWorld(t)
 				c.arrange(w)
-				id := w.create("ctr", container.HostConfig{AutoRemove: auto}, c.cmd)
+				id := w.create("ctr", container.HostConfig{AutoRemove: auto, NetworkMode: "shop"}, c.cmd)
 				var out bytes.Buffer
 				attached := make(chan error, 1)
 				armed := make(chan struct{})
@@ -338,6 +339,58 @@ func TestAttachBeforeStartSeesAllAndFeedsInput(t *testing.T) {
 	}
 	if s := w.inspect(r.ID).State; s.Running {
 		t.Error("the attachment ended before the container")
+	}
+}
+
+func TestANetworkThatIsNotThereFailsTheStart(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		w := newWorld(t)
+		if without {
+			w.opts.Network = nil
+			w.reopen()
+		}
+		for _, auto := range []bool{false, true} {
+			id := w.create("", container.HostConfig{NetworkMode: "nosuch", AutoRemove: auto}, "true")
+			wantErr(t, w.ContainerStart(t.Context(), id), errdefs.NotFound, "failed to set up container networking: network nosuch not found")
+			w.clean()
+			_, err := w.ContainerInspect(t.Context(), id, false)
+			if auto != errdefs.Is(err, errdefs.NotFound) {
+				t.Errorf("auto-remove %v: %v", auto, err)
+			}
+			if auto {
+				continue
+			}
+			if s := w.inspect(id).State; s.Status != "created" || s.ExitCode != 128 || s.Error != "failed to set up container networking: network nosuch not found" {
+				t.Errorf("%+v", s)
+			}
+		}
+	}
+}
+
+func TestAnExecThatCannotBeRunIsAConflictOnlyWhereTheContainerIsToBlame(t *testing.T) {
+	w := newWorld(t)
+	id := w.create("ctr", container.HostConfig{}, "sleep")
+	w.start(id)
+	start := func() error {
+		t.Helper()
+		x, err := w.ExecCreate(t.Context(), id, ExecOptions{container.ExecCreateRequest{Cmd: []string{"true"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.ExecStart(t.Context(), x, ExecStartOptions{Detach: true})
+	}
+	const prefix = "OCI runtime exec failed: exec failed: unable to start container process: "
+	w.runtime.failExec = func() error { return errdefs.New(errdefs.Conflict, "two of a kind") }
+	wantErr(t, start(), errdefs.Internal, prefix+"two of a kind")
+	w.runtime.failExec = func() error { // paused between the look and the exec
+		if err := w.ContainerPause(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		return errdefs.New(errdefs.Conflict, "paused")
+	}
+	wantErr(t, start(), errdefs.Conflict, "Container "+id+" is paused, unpause the container before exec")
+	if err := w.ContainerUnpause(t.Context(), id); err != nil {
+		t.Error(err)
 	}
 }
 

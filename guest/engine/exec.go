@@ -193,7 +193,7 @@ func (e *Engine) execRun(ctx context.Context, x *execution, o ExecStartOptions) 
 	}
 	ends.close()
 	if err != nil {
-		code, err := describeExecStart(err)
+		code, err := describeExecStart(b, err)
 		x.failed(code)
 		return err
 	}
@@ -227,14 +227,22 @@ func (e *Engine) watchExec(x *execution, p Process) {
 }
 
 // describeExecStart gives the exit code and dockerd's sentence for a program
-// that could not be run.
-func describeExecStart(cause error) (int, error) {
+// that could not be run in b.
+func describeExecStart(b *box, cause error) (int, error) {
 	const prefix = "OCI runtime exec failed: exec failed: unable to start container process: "
 	var x *runtime.ExecError
 	if errors.As(cause, &x) {
 		return x.ExitCode(), errdefs.Wrap(errdefs.Invalid, cause, "%s%s", prefix, x.Error())
 	}
 	class := errdefs.ClassOf(cause)
+	if class == errdefs.Conflict {
+		// The container ended or was paused meanwhile: then docker's answer is a
+		// conflict, as it would have been before. Nothing else is one.
+		if err := canExec(b, b.id); err != nil {
+			return 126, err
+		}
+		class = errdefs.Internal
+	}
 	return 126, errdefs.Wrap(class, cause, "%s%s", prefix, errdefs.Sentence(cause))
 }
 

@@ -116,6 +116,7 @@ type memRuntime struct {
 	live       map[string]bool
 	failCreate error
 	failStart  error
+	failExec   func() error // nil: works
 }
 
 type proc struct {
@@ -224,8 +225,11 @@ func (t *memTask) Delete(context.Context) error {
 
 func (t *memTask) Exec(_ context.Context, c runtime.ExecConfig) (Process, error) {
 	t.r.mu.Lock()
-	prog := t.r.programs[c.Process.Args[0]]
+	prog, fail := t.r.programs[c.Process.Args[0]], t.r.failExec
 	t.r.mu.Unlock()
+	if fail != nil {
+		return nil, fail()
+	}
 	if prog == nil {
 		return nil, &runtime.ExecError{Path: c.Process.Args[0], Errno: unix.ENOENT, NotInPath: true}
 	}
@@ -236,6 +240,7 @@ func (t *memTask) Exec(_ context.Context, c runtime.ExecConfig) (Process, error)
 
 // memNetwork hands out addresses.
 type memNetwork struct {
+	gone     bool // the network that is not built in
 	mu       sync.Mutex
 	attached map[string]bool
 	fail     error
@@ -260,7 +265,11 @@ func (n *memNetwork) Detach(_ context.Context, id string) error {
 }
 
 func (n *memNetwork) Networks() []NetworkInfo {
-	return []NetworkInfo{{ID: "net1", Name: "bridge", Driver: "bridge", Scope: "local", Subnet: "172.17.0.0/16", Gateway: "172.17.0.1"}}
+	list := []NetworkInfo{{ID: "net1", Name: "bridge", Driver: "bridge", Scope: "local", Subnet: "172.17.0.0/16", Gateway: "172.17.0.1"}}
+	if !n.gone {
+		list = append(list, NetworkInfo{ID: "net2", Name: "shop", Driver: "bridge", Scope: "local", Subnet: "172.18.0.0/16", Gateway: "172.18.0.1"})
+	}
+	return list
 }
 
 // world is an engine with its fakes.

@@ -5,7 +5,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -106,7 +105,8 @@ type launch struct {
 // steps are a container's start in order. What fails undoes what came before.
 func (l *launch) steps() []steps.Step {
 	return []steps.Step{
-		{Name: "open streams", Do: l.openStreams, Undo: l.closeStreams},
+		{Name: "open streams", Do: l.openStreams, Undo: l.closeStreams}, // first: whoever is attached sees the end of a start that fails
+		{Name: "find network", Do: l.findNetwork},
 		{Name: "record the start", Do: l.record},
 		{Name: "mount data", Do: l.mountData},
 		{Name: "write files", Do: l.writeFiles},
@@ -209,6 +209,20 @@ func (l *launch) deleteProcess(ctx context.Context) error { return l.task.Delete
 
 func (l *launch) startProcess(ctx context.Context) error { return l.task.Start(ctx) }
 
+// findNetwork refuses a network that is not there before anything is made.
+func (l *launch) findNetwork(context.Context) error {
+	mode := l.rec.HostConfig.NetworkMode
+	if mode.IsUserDefined() && l.e.findNetwork(string(mode)) == nil {
+		return networkError(errdefs.New(errdefs.NotFound, "network %s not found", mode))
+	}
+	return nil
+}
+
+// networkError has docker's words before what is wrong with a network.
+func networkError(err error) error {
+	return errdefs.Wrap(errdefs.ClassOf(err), err, "failed to set up container networking: %s", errdefs.Sentence(err))
+}
+
 func (l *launch) attachNetwork(ctx context.Context) error {
 	mode := string(l.rec.HostConfig.NetworkMode)
 	if l.e.o.Network != nil {
@@ -221,7 +235,7 @@ func (l *launch) attachNetwork(ctx context.Context) error {
 		}
 		ep, err := l.e.o.Network.Attach(ctx, a)
 		if err != nil {
-			return fmt.Errorf("failed to set up container networking: %w", err)
+			return networkError(err)
 		}
 		l.endpoint = &ep
 	}
@@ -259,7 +273,7 @@ func describeStart(cause error) (int, error) {
 	}
 	class := errdefs.ClassOf(cause)
 	sentence := errdefs.Sentence(cause)
-	if class == errdefs.Internal {
+	if _, ok := errors.AsType[*errdefs.Error](cause); !ok { // of the runtime or the system, with no sentence of its own
 		sentence = "failed to create task for container: " + sentence
 	}
 	code := exitUnknown
