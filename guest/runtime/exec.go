@@ -44,7 +44,12 @@ func (c *Container) Exec(ctx context.Context, ec ExecConfig) (*Process, error) {
 	p, err := c.exec(ctx, cfg, ec)
 	if err != nil {
 		c.execs.Done()
-		return nil, err
+		select {
+		case <-c.done: // it ended meanwhile, which is why
+			return nil, errdefs.Wrap(errdefs.Conflict, err, "container %s is not running", c.id)
+		default:
+			return nil, err
+		}
 	}
 	c.runtime.waiters.Go(func() {
 		defer c.execs.Done()

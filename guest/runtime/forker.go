@@ -21,7 +21,7 @@ type forker struct {
 	path string // what to execute
 
 	mu   sync.Mutex
-	conn *os.File // seqpacket socket; nil = none runs
+	conn *socket // seqpacket; nil = none runs
 	pid  int
 }
 
@@ -70,7 +70,7 @@ func reap(pid int) {
 // hello reads the server's first words: its pid.
 func (f *forker) hello() (int, error) {
 	b := make([]byte, enter.ReplySize)
-	n, err := f.conn.Read(b)
+	n, _, err := f.conn.receive(b)
 	if err != nil {
 		return 0, fmt.Errorf("start dhow-enter: %w", err)
 	}
@@ -115,7 +115,7 @@ func (f *forker) fork(r enter.Request, fds []int) (pid, pidfd int, err error) {
 				return 0, -1, err
 			}
 		}
-		pid, pidfd, err = f.ask(r.Encode(), unix.UnixRights(fds...))
+		pid, pidfd, err = f.ask(r.Encode(), fds)
 		if err == nil {
 			return pid, pidfd, nil
 		}
@@ -131,42 +131,14 @@ func (f *forker) fork(r enter.Request, fds []int) (pid, pidfd int, err error) {
 
 var errNoForker = errors.New("dhow-enter does not answer")
 
-func (f *forker) ask(req, oob []byte) (pid, pidfd int, err error) {
-	rc, err := f.conn.SyscallConn()
+func (f *forker) ask(req []byte, fds []int) (pid, pidfd int, err error) {
+	if err := f.conn.send(req, fds...); err != nil {
+		return 0, -1, errors.Join(errNoForker, err)
+	}
+	buf := make([]byte, 64)
+	n, pidfd, err := f.conn.receive(buf)
 	if err != nil {
 		return 0, -1, errors.Join(errNoForker, err)
-	}
-	var serr error
-	retry := func(e error) bool { return e == unix.EAGAIN }
-	err = rc.Write(func(fd uintptr) bool {
-		for {
-			serr = unix.Sendmsg(int(fd), req, oob, nil, unix.MSG_NOSIGNAL)
-			if serr != unix.EINTR {
-				return !retry(serr)
-			}
-		}
-	})
-	if err = errors.Join(err, serr); err != nil {
-		return 0, -1, errors.Join(errNoForker, err)
-	}
-	buf, rights := make([]byte, 64), make([]byte, unix.CmsgSpace(4))
-	var n, oobn int
-	err = rc.Read(func(fd uintptr) bool {
-		for {
-			n, oobn, _, _, serr = unix.Recvmsg(int(fd), buf, rights, unix.MSG_CMSG_CLOEXEC)
-			if serr != unix.EINTR {
-				return !retry(serr)
-			}
-		}
-	})
-	if err = errors.Join(err, serr); err != nil {
-		return 0, -1, errors.Join(errNoForker, err)
-	}
-	pidfd = -1
-	if msgs, err := unix.ParseSocketControlMessage(rights[:oobn]); err == nil && len(msgs) == 1 {
-		if got, err := unix.ParseUnixRights(&msgs[0]); err == nil && len(got) == 1 {
-			pidfd = got[0]
-		}
 	}
 	rep, ok := enter.DecodeReply(buf[:n])
 	switch {
@@ -179,19 +151,4 @@ func (f *forker) ask(req, oob []byte) (pid, pidfd int, err error) {
 		_ = unix.Close(pidfd)
 	}
 	return 0, -1, errNoForker
-}
-
-// socketPair makes a socket pair of which our end waits in the network poller
-// and theirs blocks.
-func socketPair(kind int) (ours *os.File, theirs int, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, -1, fmt.Errorf("socketpair: %w", err)
-	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		_ = unix.Close(fds[0])
-		_ = unix.Close(fds[1])
-		return nil, -1, err
-	}
-	return os.NewFile(uintptr(fds[0]), "socket"), fds[1], nil
 }

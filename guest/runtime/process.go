@@ -42,8 +42,8 @@ type Process struct {
 	id      string
 	pid     int
 	pidfd   *os.File
-	control *os.File // socket to dhow-enter until the program runs
-	pending []byte   // read from control, but not yet a whole report
+	control *socket // to dhow-enter until the program runs
+	pending []byte  // read from control, but not yet a whole report
 
 	mu       sync.Mutex
 	terminal *os.File
@@ -160,7 +160,7 @@ func (r *Runtime) spawn(ctx context.Context, sc spawnConfig) (p *Process, err er
 		score = nil
 	}
 	if score == nil {
-		sent, err = sendNow(ours, msg)
+		sent, err = ours.sendSome(msg)
 	}
 	pidfd := -1
 	if err == nil {
@@ -192,28 +192,6 @@ func message(c *enter.Config) []byte {
 	return append([]byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)}, b...)
 }
 
-// sendNow sends what can be sent without waiting: of a stream socket that is a
-// whole number of bytes, perhaps none.
-func sendNow(f *os.File, b []byte) (n int, err error) {
-	rc, err := f.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var serr error
-	err = rc.Control(func(fd uintptr) {
-		for {
-			n, serr = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-			if serr != unix.EINTR {
-				return
-			}
-		}
-	})
-	if serr == unix.EAGAIN {
-		n, serr = 0, nil
-	}
-	return max(n, 0), errors.Join(err, serr)
-}
-
 // setOOMScore sets how ready the kernel is to kill the process; nil leaves it
 // as it is in this one.
 func setOOMScore(pid int, score *int) error {
@@ -227,30 +205,19 @@ func setOOMScore(pid int, score *int) error {
 	return nil
 }
 
-// onCancel makes reads and writes of the control socket end with ctx.
-func (p *Process) onCancel(ctx context.Context) (stop func() bool) {
-	if ctx.Done() == nil {
-		return func() bool { return true }
-	}
-	return context.AfterFunc(ctx, func() { _ = p.control.SetDeadline(time.Unix(1, 0)) })
-}
-
 func (p *Process) send(ctx context.Context, b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	defer p.onCancel(ctx)()
-	if _, err := p.control.Write(b); err != nil {
+	defer p.control.interruptOn(ctx)()
+	if err := p.control.send(b); err != nil {
 		return p.controlError(ctx, err)
 	}
 	return nil
 }
 
 // release lets dhow-enter go on to execve.
-func (p *Process) release() error {
-	_, err := p.control.Write([]byte{1})
-	return err
-}
+func (p *Process) release() error { return p.control.send([]byte{1}) }
 
 func (p *Process) controlError(ctx context.Context, err error) error {
 	switch {
@@ -264,14 +231,8 @@ func (p *Process) controlError(ctx context.Context, err error) error {
 
 // receive returns the next report; io.EOF when dhow-enter has become the
 // program, or has died.
-func (p *Process) receive(ctx context.Context) (enter.Report, error) {
-	defer p.onCancel(ctx)()
-	rc, err := p.control.SyscallConn()
-	if err != nil {
-		return enter.Report{}, err
-	}
-	buf := make([]byte, 4096)
-	oob := make([]byte, unix.CmsgSpace(4))
+func (p *Process) receive() (enter.Report, error) {
+	var buf [4096]byte
 	for {
 		rep, rest, ok, err := enter.DecodeReport(p.pending)
 		if err != nil {
@@ -281,65 +242,38 @@ func (p *Process) receive(ctx context.Context) (enter.Report, error) {
 			p.pending = rest
 			return rep, nil
 		}
-		var n, oobn int
-		var rerr error
-		if err := rc.Read(func(fd uintptr) bool {
-			for {
-				n, oobn, _, _, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC)
-				if rerr != unix.EINTR {
-					return rerr != unix.EAGAIN
-				}
-			}
-		}); err != nil {
+		n, fd, err := p.control.receive(buf[:])
+		if err != nil {
 			return rep, err
 		}
-		if oobn > 0 {
-			if err := p.takeTerminal(oob[:oobn]); err != nil {
+		if fd >= 0 {
+			if err := p.takeTerminal(fd); err != nil {
 				return rep, err
 			}
-		}
-		if rerr != nil {
-			return rep, rerr
-		}
-		if n == 0 {
-			return rep, io.EOF
 		}
 		p.pending = append(p.pending, buf[:n]...)
 	}
 }
 
 // takeTerminal keeps the pty master that came with a report.
-func (p *Process) takeTerminal(oob []byte) error {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return err
+func (p *Process) takeTerminal(fd int) error {
+	if p.terminal != nil {
+		return unix.Close(fd)
 	}
-	for i := range msgs {
-		fds, err := unix.ParseUnixRights(&msgs[i])
-		if err != nil {
-			return err
-		}
-		for _, fd := range fds {
-			if p.terminal != nil {
-				_ = unix.Close(fd)
-				continue
-			}
-			if err := unix.SetNonblock(fd, true); err != nil {
-				_ = unix.Close(fd)
-				return err
-			}
-			p.terminal = os.NewFile(uintptr(fd), "pty")
-		}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return errors.Join(err, unix.Close(fd))
 	}
+	p.terminal = os.NewFile(uintptr(fd), "pty")
 	return nil
 }
 
 // await reads reports until one of kind want, or the end of the conversation
 // if want is 0.
 func (p *Process) await(ctx context.Context, want byte) error {
+	defer p.control.interruptOn(ctx)()
 	for {
-		rep, err := p.receive(ctx)
-		if err == io.EOF && want == 0 {
+		rep, err := p.receive()
+		if err == io.EOF && want == 0 && ctx.Err() == nil {
 			return nil
 		}
 		if err != nil {

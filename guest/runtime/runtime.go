@@ -76,7 +76,7 @@ func New(o Options) (*Runtime, error) {
 	}
 	if err == nil {
 		if kerr := r.cgroups.HoldKeys(); kerr != nil {
-			o.Log.Warn("starts will be slower: the kernel's cgroup keys are not held", "error", kerr)
+			r.log.Warn("starts will be slower: the kernel's cgroup keys are not held", "error", kerr)
 		}
 	}
 	if err == nil {
