@@ -107,7 +107,8 @@ func (l *launch) steps() []steps.Step {
 	return []steps.Step{
 		{Name: "open streams", Do: l.openStreams, Undo: l.closeStreams}, // first: whoever is attached sees the end of a start that fails
 		{Name: "find network", Do: l.findNetwork},
-		{Name: "record the start", Do: l.record},
+		// It waits, so that the record of a start that failed is written after it.
+		{Name: "record the start", Do: l.record, Undo: l.waitRecord},
 		{Name: "mount data", Do: l.mountData},
 		{Name: "write files", Do: l.writeFiles},
 		{Name: "build spec", Do: l.buildSpec},

@@ -1,0 +1,101 @@
+//go:build linux
+
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/moby/moby/api/types/container"
+	"golang.org/x/sys/unix"
+
+	"dhow/guest/runtime"
+	"dhow/internal/errdefs"
+)
+
+func TestAStartThatFailsLeavesNothing(t *testing.T) {
+	boom := errors.New("boom")
+	for name, c := range map[string]struct {
+		arrange  func(*world)
+		cmd      string
+		code     int
+		class    errdefs.Class
+		sentence string
+	}{
+		"mount":      {func(w *world) { w.store.failMounts = boom }, "true", 128, errdefs.Internal, ""},
+		"create":     {func(w *world) { w.runtime.failCreate = errdefs.New(errdefs.Invalid, "unable to find user x") }, "true", 128, errdefs.Invalid, "unable to find user x"},
+		"network":    {func(w *world) { w.network.fail = boom }, "true", 128, errdefs.Internal, "failed to set up container networking: boom"},
+		"no network": {func(w *world) { w.network.gone = true }, "true", 128, errdefs.NotFound, "failed to set up container networking: network shop not found"},
+		"start":      {func(w *world) { w.runtime.failStart = boom }, "true", 128, errdefs.Internal, ""},
+		"exec ENOENT": {func(*world) {}, "nosuch", 127, errdefs.Invalid, "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: " +
+			`unable to start container process: error during container init: exec: "nosuch": executable file not found in $PATH`},
+		"exec EACCES": {func(w *world) { w.runtime.failStart = &runtime.ExecError{Path: "/f", Errno: unix.EACCES} }, "true", 126, errdefs.Invalid, "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: " +
+			`unable to start container process: error during container init: exec: "/f": permission denied`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, auto := range []bool{false, true} {
+				w := newWorld(t)
+				c.arrange(w)
+				id := w.create("ctr", container.HostConfig{AutoRemove: auto, NetworkMode: "shop"}, c.cmd)
+				var out bytes.Buffer
+				attached := make(chan error, 1)
+				armed := make(chan struct{})
+				go func() {
+					attached <- w.ContainerAttach(context.Background(), id, AttachOptions{Stream: true, Stdout: true, Streams: func(bool) (AttachStreams, error) {
+						defer close(armed)
+						return AttachStreams{Stdout: &out, Stderr: &out}, nil
+					}})
+				}()
+				<-armed
+				err := w.ContainerStart(t.Context(), id)
+				if !errdefs.Is(err, c.class) || c.sentence != "" && errdefs.Sentence(err) != c.sentence {
+					t.Errorf("%s %q", errdefs.ClassOf(err), errdefs.Sentence(err))
+				}
+				if err := <-attached; err != nil {
+					t.Errorf("attach: %v", err)
+				}
+				w.clean()
+				if auto {
+					if _, err := w.ContainerInspect(t.Context(), id, false); !errdefs.Is(err, errdefs.NotFound) {
+						t.Errorf("it is still there: %v", err)
+					}
+					continue
+				}
+				if s := w.inspect(id).State; s.Status != "created" || s.ExitCode != c.code || s.Error == "" {
+					t.Errorf("%+v", s)
+				}
+				w.reopen()
+				if s := w.inspect(id).State; s.Status != "created" || s.ExitCode != c.code || s.Error == "" {
+					t.Errorf("after a restart of the agent: %+v", s)
+				}
+			}
+		})
+	}
+}
+
+func TestANetworkThatIsNotThereFailsTheStart(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		w := newWorld(t)
+		if without {
+			w.opts.Network = nil
+			w.reopen()
+		}
+		for _, auto := range []bool{false, true} {
+			id := w.create("", container.HostConfig{NetworkMode: "nosuch", AutoRemove: auto}, "true")
+			wantErr(t, w.ContainerStart(t.Context(), id), errdefs.NotFound, "failed to set up container networking: network nosuch not found")
+			w.clean()
+			_, err := w.ContainerInspect(t.Context(), id, false)
+			if auto != errdefs.Is(err, errdefs.NotFound) {
+				t.Errorf("auto-remove %v: %v", auto, err)
+			}
+			if auto {
+				continue
+			}
+			if s := w.inspect(id).State; s.Status != "created" || s.ExitCode != 128 || s.Error != "failed to set up container networking: network nosuch not found" {
+				t.Errorf("%+v", s)
+			}
+		}
+	}
+}
