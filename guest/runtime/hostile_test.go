@@ -83,6 +83,31 @@ func TestSymlinkedMountPoints(t *testing.T) {
 	}
 }
 
+// TestDanglingMountPoints: what a dangling link names is made, inside.
+func TestDanglingMountPoints(t *testing.T) {
+	f := newFixture(t)
+	out := outside(t, f)
+	for link, to := range map[string]string{
+		"etc/resolv.conf": "../run/systemd/resolve/stub.conf", "etc/abs": "/run/abs/file", "etc/chain": "chain2", "etc/chain2": "/run/chained",
+		"etc/up": "../../../../../../../.." + out + "/made", "var": "/no/such/var",
+	} {
+		if err := os.Symlink(to, filepath.Join(f.rootfs, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := f.spec("sh", "-c", "cat /run/systemd/resolve/stub.conf /etc/abs /run/chained /etc/up /var/lib/dir/victim")
+	for _, dest := range []string{"/etc/resolv.conf", "/etc/abs", "/etc/chain", "/etc/up"} {
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: dest, Type: "bind", Source: filepath.Join(out, "victim"), Options: []string{"bind", "ro"}})
+	}
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/var/lib/dir", Type: "bind", Source: out, Options: []string{"bind", "ro"}})
+	if res := f.run("d", s); res.err != nil || res.out != strings.Repeat("untouched\n", 5) {
+		t.Errorf("%q %v", res.out, res.err)
+	}
+	if st, err := os.Stat(filepath.Join(f.rootfs, "no/such/var/lib/dir")); err != nil || !st.IsDir() {
+		t.Errorf("the directory behind the link: %v", err)
+	}
+}
+
 // TestPasswdOutside: the container's users come from files inside of it.
 func TestPasswdOutside(t *testing.T) {
 	f := newFixture(t)

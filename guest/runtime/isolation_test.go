@@ -109,6 +109,7 @@ func TestEnvironmentAndDirectory(t *testing.T) {
 	s.Process.User.Username = "bob"
 	s.Process.Env = append(s.Process.Env, "A=b c")
 	s.Process.Cwd = "/made/by/docker"
+	s.Root.Readonly = true
 	res := f.run("env", s)
 	lines := strings.Split(res.out, "\n")
 	if res.err != nil || len(lines) < 4 || lines[0] != "/made/by/docker" || lines[1] != "/home/bob" || lines[2] != "b c" || !strings.HasPrefix(lines[3], "drwxr-xr-x    2 0 ") && !strings.Contains(lines[3], "root") {

@@ -85,7 +85,6 @@ func (r *Runtime) planContainer(cc *CreateConfig) (*plan, error) {
 			return nil, err
 		}
 	}
-	p.Flags |= enter.MakeCwd
 	p.oomScore = s.Process.OOMScoreAdj
 	if s.Annotations[spec.AnnotationInit] == "true" && p.owns(unix.CLONE_NEWPID) && p.pidNS == "" {
 		p.Flags |= enter.Init

@@ -18,7 +18,6 @@ const (
 	Terminal                        // open a pty in the container's devpts and use it as standard streams
 	ReadonlyRoot                    // remount the root read-only once everything is in place
 	NoNewPrivs                      // prctl(PR_SET_NO_NEW_PRIVS)
-	MakeCwd                         // create the working directory if it is missing, as docker does
 	Init                            // stay as the container's init, and run the program as its child
 	LookupUser                      // User is set, or Groups: read /etc/passwd and /etc/group of the container
 	HasUmask                        // set Umask

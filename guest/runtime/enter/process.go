@@ -40,12 +40,6 @@ func (c *Config) become() *failure {
 	noCwd := false
 	if c.Cwd != "" {
 		e := chdir(c.Cwd)
-		if e == unix.ENOENT && c.Flags&MakeCwd != 0 {
-			if f := makeCwd(c.Cwd); f != nil {
-				return f
-			}
-			e = chdir(c.Cwd)
-		}
 		if noCwd = e == unix.EACCES; e != 0 && !noCwd {
 			return fail("chdir to cwd", c.Cwd, e)
 		}
@@ -120,18 +114,6 @@ func (c *Config) streams() *failure {
 		case 0, unix.EINVAL, unix.EPERM, unix.EROFS, unix.ENOSYS: // not a thing with an owner that can change
 		default:
 			return fail("change the owner of standard stream", utoa(uint64(fd)), e)
-		}
-	}
-	return nil
-}
-
-func makeCwd(path string) *failure {
-	for i := 1; i <= len(path); i++ {
-		if i < len(path) && path[i] != '/' {
-			continue
-		}
-		if e := mkdirat(int(int32(cwdFD())), path[:i], 0o755); e != 0 && e != unix.EEXIST && e != unix.EROFS {
-			return fail("create the working directory", path[:i], e)
 		}
 	}
 	return nil

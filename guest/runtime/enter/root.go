@@ -59,6 +59,12 @@ func (c *Config) setup() *failure {
 			return f
 		}
 	}
+	if c.Cwd != "/" {
+		// As docker does. If it cannot be, entering it will tell.
+		if fd, e := r.mkdirAll(c.Cwd, 0); e == 0 {
+			closefd(fd)
+		}
+	}
 	if f := c.sysctls(); f != nil {
 		return f
 	}
@@ -198,10 +204,16 @@ func (r *root) open(path string, flags, resolve uint64) (int, errno) {
 	return openat2(r.fd, path, opath|flags, 0, inRoot|resolve)
 }
 
+// maxLinks bounds how many dangling links are followed, as the kernel's own
+// limit does for others.
+const maxLinks = 40
+
 // mkdirAll opens the directory path below the root and creates what is missing
-// of it. Every part is resolved from the root again, so that symlinks lead
-// where they would lead inside.
-func (r *root) mkdirAll(path string, resolve uint64) (int, errno) {
+// of it. Every part is resolved from the root again, so that links lead where
+// they would lead inside; what a dangling one names is created too.
+func (r *root) mkdirAll(path string, resolve uint64) (int, errno) { return r.mkdirs(path, resolve, 0) }
+
+func (r *root) mkdirs(path string, resolve uint64, links int) (int, errno) {
 	fd, e := r.open(path, unix.O_DIRECTORY, resolve)
 	if e != unix.ENOENT {
 		return fd, e
@@ -210,16 +222,33 @@ func (r *root) mkdirAll(path string, resolve uint64) (int, errno) {
 	if name == "" || name == ".." || name == "." {
 		return -1, e
 	}
-	parent, e := r.mkdirAll(dir, resolve)
+	parent, e := r.mkdirs(dir, resolve, links)
 	if e != 0 {
 		return -1, e
 	}
 	e = mkdirat(parent, name, 0o755)
+	to := ""
+	if e == unix.EEXIST {
+		to = readlinkat(parent, name)
+	}
 	closefd(parent)
-	if e != 0 && e != unix.EEXIST {
+	switch {
+	case to != "" && links < maxLinks:
+		return r.mkdirs(join(dir, to), resolve, links+1)
+	case to != "":
+		return -1, unix.ELOOP
+	case e != 0 && e != unix.EEXIST:
 		return -1, e
 	}
 	return r.open(path, unix.O_DIRECTORY, resolve)
+}
+
+// join gives the path of what a link in dir names.
+func join(dir, to string) string {
+	if to[0] == '/' {
+		return to
+	}
+	return dir + "/" + to
 }
 
 // split cuts the last element off an absolute path.
@@ -250,24 +279,34 @@ func (r *root) target(path string, dir bool, flags uint64) (int, errno) {
 	if dir {
 		return r.mkdirAll(path, resolve)
 	}
-	fd, e := r.open(path, 0, resolve)
-	if e != unix.ENOENT {
-		return fd, e
+	for range maxLinks {
+		fd, e := r.open(path, 0, resolve)
+		if e != unix.ENOENT {
+			return fd, e
+		}
+		d, name := split(path)
+		parent, e := r.mkdirAll(d, resolve)
+		if e != 0 {
+			return -1, e
+		}
+		f, e := openat(parent, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o755)
+		to := ""
+		if e == unix.EEXIST {
+			// Something after all: made by somebody meanwhile, or a dangling link,
+			// as /etc/resolv.conf is in some images.
+			to = readlinkat(parent, name)
+		}
+		closefd(parent)
+		switch {
+		case e == 0:
+			closefd(f)
+		case to != "":
+			path = join(d, to)
+		case e != unix.EEXIST:
+			return -1, e
+		}
 	}
-	d, name := split(path)
-	parent, e := r.mkdirAll(d, resolve)
-	if e != 0 {
-		return -1, e
-	}
-	f, e := openat(parent, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o755)
-	closefd(parent)
-	if e != 0 && e != unix.EEXIST {
-		return -1, e
-	}
-	if e == 0 {
-		closefd(f)
-	}
-	return r.open(path, 0, resolve)
+	return -1, unix.ELOOP
 }
 
 // parent opens the directory that path's last element goes into, and keeps it

@@ -145,6 +145,16 @@ func symlinkat(target string, dir int, name string) errno {
 	return e
 }
 
+// readlinkat is what the link names, "" if it is none.
+func readlinkat(dir int, name string) string {
+	b := scratch.bytes(4096)
+	n, e := sys6(unix.SYS_READLINKAT, uintptr(dir), uintptr(cstr(name)), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0)
+	if e != 0 {
+		return ""
+	}
+	return unsafe.String(&b[0], int(n))
+}
+
 func fchownat(dir int, name string, uid, gid uint64, flags int) errno {
 	_, e := sys6(unix.SYS_FCHOWNAT, uintptr(dir), uintptr(cstr(name)), uintptr(uid), uintptr(gid), uintptr(flags), 0)
 	return e
