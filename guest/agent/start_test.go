@@ -3,12 +3,17 @@
 package agent_test
 
 import (
+	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"dhow/guest/store/storetest"
 )
 
 func TestKernelInit(t *testing.T) {
@@ -57,4 +62,66 @@ func TestKernelInit(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+func TestKernelForeignImage(t *testing.T) {
+	m := newMachine(t)
+	r := storetest.NewRegistry(t)
+	// The head of a program for s390x: big-endian, machine 22.
+	elf := "\x7fELF\x02\x02\x01" + strings.Repeat("\x00", 9) + "\x00\x02\x00\x16\x00\x00\x00\x01" + strings.Repeat("\x00", 64)
+	name := r.Push(t, "foreign:v1", storetest.Image(t, "s390x", storetest.Gzip(storetest.Tar(
+		storetest.File{Name: "bin/"}, storetest.File{Name: "bin/sh", Data: elf, Mode: 0o755},
+		storetest.File{Name: "bin/script", Data: "#!/nosuch\n", Mode: 0o755},
+	))))
+	mine := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	mismatch := fmt.Sprintf("image with reference %s was found but does not provide the specified platform (linux/%s)", name, runtime.GOARCH)
+
+	out, err := m.pull(name, client.ImagePullOptions{})
+	if err != nil || strings.Contains(out, "WARNING") {
+		t.Errorf("pull without a platform: %v %s", err, out)
+	}
+	out, err = m.pull(name, client.ImagePullOptions{Platforms: []ocispec.Platform{mine}})
+	if err != nil || !strings.Contains(out, `{"status":"WARNING: `+mismatch+`"}`) {
+		t.Errorf("pull: %v %s", err, out)
+	}
+	create := func(platform *ocispec.Platform, h container.HostConfig, cmd ...string) (client.ContainerCreateResult, error) {
+		h.NetworkMode = "none"
+		return m.ContainerCreate(t.Context(), client.ContainerCreateOptions{Config: &container.Config{Image: name, Cmd: cmd}, HostConfig: &h, Platform: platform})
+	}
+	if _, err := create(&mine, container.HostConfig{}, "/bin/sh"); err == nil || !strings.Contains(err.Error(), mismatch) {
+		t.Errorf("create for a platform: %v", err)
+	}
+	yes := true
+	for _, c := range []struct {
+		cmd, want string
+		host      container.HostConfig
+	}{
+		{"/bin/sh", "exec /bin/sh: exec format error\n", container.HostConfig{}},
+		{"/bin/sh", "exec /bin/sh: exec format error\n", container.HostConfig{Init: &yes}},
+		{"/bin/script", "exec /bin/script: no such file or directory\n", container.HostConfig{}},
+	} {
+		made, err := create(nil, c.host, c.cmd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := made.Warnings; len(w) != 1 || !strings.HasPrefix(w[0], "The requested image's platform (linux/s390x) does not match the detected host platform (linux/"+runtime.GOARCH) {
+			t.Errorf("warnings %q", w)
+		}
+		wait := m.ContainerWait(t.Context(), made.ID, client.ContainerWaitOptions{Condition: container.WaitConditionNextExit})
+		if _, err := m.ContainerStart(t.Context(), made.ID, client.ContainerStartOptions{}); err != nil {
+			t.Errorf("start: %v", err)
+			continue
+		}
+		select {
+		case got := <-wait.Result:
+			if got.StatusCode != 255 {
+				t.Errorf("exit code %d", got.StatusCode)
+			}
+		case err := <-wait.Error:
+			t.Error(err)
+		}
+		if got := m.logs(made.ID); got != c.want {
+			t.Errorf("logs %q, want %q", got, c.want)
+		}
+	}
 }

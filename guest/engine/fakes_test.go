@@ -40,6 +40,7 @@ type memStore struct {
 
 	mu         sync.Mutex
 	containers map[string]bool
+	ephemeral  []string // those that PrepareEphemeral made
 	failMounts error
 }
 
@@ -69,6 +70,9 @@ func (s *memStore) PrepareContainer(ctx context.Context, key string, _ digest.Di
 }
 
 func (s *memStore) PrepareEphemeral(ctx context.Context, key string, id digest.Digest) error {
+	s.mu.Lock()
+	s.ephemeral = append(s.ephemeral, key)
+	s.mu.Unlock()
 	return s.PrepareContainer(ctx, key, id)
 }
 
@@ -190,6 +194,7 @@ func (t *memTask) Start(context.Context) error {
 	prog, err := t.r.programs[t.args[0]], t.r.failStart
 	t.r.mu.Unlock()
 	if err != nil {
+		t.close() // it is killed
 		return err
 	}
 	if prog == nil {

@@ -21,6 +21,9 @@ import (
 // reason of its own (dockerd's figure).
 const exitUnknown = 128
 
+// exitNotExecuted is that of a program that the kernel refused (runc's figure).
+const exitNotExecuted = 255
+
 // ContainerStart starts a container. It returns when the program runs. The
 // request's end does not stop a start half way.
 func (e *Engine) ContainerStart(ctx context.Context, id string) error {
@@ -208,7 +211,35 @@ func (l *launch) createProcess(ctx context.Context) (err error) {
 
 func (l *launch) deleteProcess(ctx context.Context) error { return l.task.Delete(ctx) }
 
-func (l *launch) startProcess(ctx context.Context) error { return l.task.Start(ctx) }
+// startProcess has the program executed. What the kernel refuses now, after
+// the program was found, is the container's own failure, as with docker: it
+// started, said why on its standard error, and ended with code 255. The
+// program of another processor's architecture is the usual case.
+func (l *launch) startProcess(ctx context.Context) error {
+	err := l.task.Start(ctx)
+	var x *runtime.ExecError
+	if !errors.As(err, &x) || x.NotInPath {
+		return err
+	}
+	out, errs := l.logs()
+	if l.io.terminal {
+		errs = out
+	}
+	l.io.say("exec "+x.Path+": "+x.Errno.Error(), errs)
+	l.task = stillborn{Task: l.task, at: time.Now()}
+	return nil
+}
+
+// stillborn is a task whose program could not be executed.
+type stillborn struct {
+	Task
+	at time.Time
+}
+
+func (stillborn) Wait() <-chan struct{} { return closed }
+func (s stillborn) Exit() runtime.Exit  { return runtime.Exit{Code: exitNotExecuted, At: s.at} }
+
+var closed = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // findNetwork refuses a network that is not there before anything is made.
 func (l *launch) findNetwork(context.Context) error {

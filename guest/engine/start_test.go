@@ -31,7 +31,7 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 		"start":      {func(w *world) { w.runtime.failStart = boom }, "true", 128, errdefs.Internal, ""},
 		"exec ENOENT": {func(*world) {}, "nosuch", 127, errdefs.Invalid, "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: " +
 			`unable to start container process: error during container init: exec: "nosuch": executable file not found in $PATH`},
-		"exec EACCES": {func(w *world) { w.runtime.failStart = &runtime.ExecError{Path: "/f", Errno: unix.EACCES} }, "true", 126, errdefs.Invalid, "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: " +
+		"exec EACCES": {func(w *world) { w.runtime.failCreate = &runtime.ExecError{Path: "/f", Errno: unix.EACCES} }, "true", 126, errdefs.Invalid, "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: " +
 			`unable to start container process: error during container init: exec: "/f": permission denied`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,5 +97,56 @@ func TestANetworkThatIsNotThereFailsTheStart(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 		}
+	}
+}
+
+func TestAProgramThatTheKernelRefusesIsTheContainersOwnFailure(t *testing.T) {
+	w := newWorld(t)
+	w.runtime.failStart = &runtime.ExecError{Path: "/bin/sh", Errno: unix.ENOEXEC}
+	for _, tty := range []bool{false, true} {
+		r, err := w.ContainerCreate(t.Context(), CreateOptions{Config: &container.Config{Image: "box", Tty: tty}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out, errs bytes.Buffer
+		attached := make(chan error, 1)
+		armed := make(chan struct{})
+		go func() {
+			attached <- w.ContainerAttach(context.Background(), r.ID, AttachOptions{Stream: true, Stdout: true, Stderr: true, Streams: func(bool) (AttachStreams, error) {
+				defer close(armed)
+				return AttachStreams{Stdout: &out, Stderr: &errs}, nil
+			}})
+		}()
+		<-armed
+		w.start(r.ID)
+		if err := <-attached; err != nil {
+			t.Errorf("attach: %v", err)
+		}
+		if got := w.wait(r.ID, container.WaitConditionNotRunning); got.ExitCode != 255 {
+			t.Errorf("%+v", got)
+		}
+		wantOut, wantErrs, wantLog := "", "exec /bin/sh: exec format error\n", "stderr:exec /bin/sh: exec format error\n"
+		if tty {
+			wantOut, wantErrs, wantLog = "exec /bin/sh: exec format error\r\n", "", "stdout:exec /bin/sh: exec format error\r\n"
+		}
+		if out.String() != wantOut || errs.String() != wantErrs {
+			t.Errorf("tty %v: %q %q", tty, out.String(), errs.String())
+		}
+		if got := w.logs(r.ID); len(got) != 1 || got[0] != wantLog {
+			t.Errorf("tty %v: logs %q", tty, got)
+		}
+		if s := w.inspect(r.ID).State; s.Status != "exited" || s.ExitCode != 255 || s.Error != "" {
+			t.Errorf("%+v", s)
+		}
+	}
+	w.clean()
+}
+
+func TestOnlyContainersThatGoWithTheirProcessAreEphemeral(t *testing.T) {
+	w := newWorld(t)
+	w.create("stays", container.HostConfig{}, "true")
+	id := w.create("goes", container.HostConfig{AutoRemove: true}, "true")
+	if got := w.store.ephemeral; len(got) != 1 || got[0] != id {
+		t.Errorf("%v, want %s", got, id)
 	}
 }

@@ -161,6 +161,20 @@ func (s *stdio) pump(f *os.File, isErr bool, log *lineWriter) {
 	}
 }
 
+// say writes a line to the log and the clients for a process that could not
+// write it itself, on its standard error, or on its terminal.
+func (s *stdio) say(line string, log *lineWriter) {
+	line += "\n"
+	if s.terminal {
+		line = line[:len(line)-1] + "\r\n"
+	}
+	if log != nil {
+		log.write([]byte(line))
+		log.end()
+	}
+	s.give(!s.terminal, []byte(line))
+}
+
 func (s *stdio) give(isErr bool, b []byte) {
 	s.mu.Lock()
 	list := make([]*client, 0, 4)
