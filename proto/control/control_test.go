@@ -111,6 +111,61 @@ func TestCallEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestTheConnectionsEndCancelsTheCallInFlight(t *testing.T) {
+	a, b := net.Pipe()
+	started, ended := make(chan struct{}), make(chan error, 1)
+	served := make(chan error, 1)
+	go func() {
+		served <- control.Serve(t.Context(), b, map[string]control.Handler{
+			control.VerbShutdown: control.Handle(func(ctx context.Context, _ control.Shutdown) (struct{}, error) {
+				close(started)
+				<-ctx.Done()
+				ended <- ctx.Err()
+				return struct{}{}, ctx.Err()
+			}),
+		}, func(err error) (string, string) { return "internal", err.Error() })
+	}()
+	c := control.NewClient(a)
+	go func() { <-started; c.Close() }()
+	if err := c.Call(t.Context(), control.VerbShutdown, control.Shutdown{}, nil); err == nil {
+		t.Error("the call did not fail")
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the handler's context: %v", err)
+	}
+	<-served
+}
+
+func TestACallThatNeverGotItsTurnLeavesTheConnection(t *testing.T) {
+	a, b := net.Pipe()
+	release := make(chan struct{})
+	go func() {
+		_ = control.Serve(t.Context(), b, map[string]control.Handler{
+			control.VerbStats: control.Handle(func(context.Context, struct{}) (control.Stats, error) {
+				<-release
+				return control.Stats{DiskUsed: 7}, nil
+			}),
+		}, func(err error) (string, string) { return "internal", err.Error() })
+	}()
+	c := control.NewClient(a)
+	defer c.Close()
+	first := make(chan error, 1)
+	var s control.Stats
+	go func() { first <- c.Call(t.Context(), control.VerbStats, nil, &s) }()
+	for { // until the first call has its turn, the second may have it
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		err := c.Call(ctx, control.VerbSetClock, control.SetClock{}, nil)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) {
+			break
+		}
+	}
+	close(release)
+	if err := <-first; err != nil || s.DiskUsed != 7 {
+		t.Errorf("the call in flight: %v, %+v", err, s)
+	}
+}
+
 func TestOversizedMessageIsRefusedWithoutReadingIt(t *testing.T) {
 	a, b := net.Pipe()
 	go func() { _, _ = b.Write([]byte{0xff, 0xff, 0xff, 0xff}) }()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
 	"time"
 )
 
@@ -77,35 +76,42 @@ func (e *RemoteError) Error() string { return e.Verb + ": " + e.Sentence }
 // Client calls verbs on one connection, one at a time. It is safe for
 // concurrent use.
 type Client struct {
-	mu sync.Mutex
-	c  net.Conn
+	turn chan struct{} // holds an element while a call is in flight
+	c    net.Conn
 }
 
 // NewClient returns a client on c, whose preamble is done. Close closes c.
-func NewClient(c net.Conn) *Client { return &Client{c: c} }
+func NewClient(c net.Conn) *Client { return &Client{turn: make(chan struct{}, 1), c: c} }
 
 // Close closes the connection; a call in flight fails.
 func (c *Client) Close() error { return c.c.Close() }
 
 // Call sends req (nil for none) and decodes the answer into resp (nil to drop
 // it). An error that the other side answered is a *RemoteError; after any other
-// error, or the end of ctx, the connection is closed.
+// error, or the end of ctx while the call is in flight, the connection is
+// closed, which cancels the call on the other side. A ctx that ends before the
+// call's turn comes leaves the connection as it is.
 func (c *Client) Call(ctx context.Context, verb string, req, resp any) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	body, err := json.Marshal(req)
 	if err != nil {
 		return err
 	}
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", verb, ctx.Err())
+	}
 	stop := context.AfterFunc(ctx, func() { _ = c.c.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	var a response
 	err = WriteMessage(c.c, request{verb, body})
 	if err == nil {
 		err = noEOF(ReadMessage(c.c, &a))
 	}
+	if late := !stop(); late || err != nil {
+		_ = c.c.Close() // out of step, or with a deadline that has passed
+	}
 	if err != nil {
-		_ = c.c.Close()
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
@@ -137,36 +143,63 @@ func Handle[Req, Resp any](f func(context.Context, Req) (Resp, error)) Handler {
 }
 
 // Serve answers calls on c, whose preamble is done, until the peer closes it
-// (nil), ctx ends, or the stream breaks. describe gives an error's class and
-// sentence. Serve closes c.
+// (nil), ctx ends, or the stream breaks. The end of the connection cancels the
+// call in flight. describe gives an error's class and sentence. Serve closes c.
 func Serve(ctx context.Context, c net.Conn, verbs map[string]Handler, describe func(error) (class, sentence string)) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	requests, ended := make(chan request), make(chan error, 1)
+	go func() {
+		ended <- receive(ctx, c, requests)
+		cancel()
+	}()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	defer c.Close()
 	for {
-		var q request
-		if err := ReadMessage(c, &q); err != nil {
+		select {
+		case q := <-requests:
+			if err := WriteMessage(c, answer(ctx, q, verbs, describe)); err != nil {
+				cancel()
+				_ = c.Close()
+				<-ended
+				return err
+			}
+		case <-ctx.Done():
+			_ = c.Close()
+			err := <-ended
 			if errors.Is(err, io.EOF) {
 				return nil
 			}
 			return err
 		}
-		var a response
-		out, err := any(nil), error(nil)
-		if h, ok := verbs[q.Verb]; ok {
-			out, err = h(ctx, q.Body)
-		} else {
-			a.Error, a.Class = fmt.Sprintf("unknown verb %q", q.Verb), "unimplemented"
-		}
-		if err == nil && a.Error == "" {
-			a.Body, err = json.Marshal(out)
-		}
-		if err != nil {
-			a.Class, a.Error = describe(err)
-		}
-		if err := WriteMessage(c, a); err != nil {
+	}
+}
+
+// receive passes on requests until reading fails, and returns that error.
+func receive(ctx context.Context, c net.Conn, to chan<- request) error {
+	for {
+		var q request
+		if err := ReadMessage(c, &q); err != nil {
 			return err
 		}
+		select {
+		case to <- q:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+}
+
+func answer(ctx context.Context, q request, verbs map[string]Handler, describe func(error) (class, sentence string)) (a response) {
+	h, ok := verbs[q.Verb]
+	if !ok {
+		a.Error, a.Class = fmt.Sprintf("unknown verb %q", q.Verb), "unimplemented"
+		return a
+	}
+	out, err := h(ctx, q.Body)
+	if err == nil {
+		a.Body, err = json.Marshal(out)
+	}
+	if err != nil {
+		a.Class, a.Error = describe(err)
+	}
+	return a
 }
