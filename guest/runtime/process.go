@@ -209,8 +209,12 @@ func (p *Process) send(ctx context.Context, b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	defer p.control.interruptOn(ctx)()
-	if err := p.control.send(b); err != nil {
+	stop := p.control.interruptOn(ctx)
+	err := p.control.send(b)
+	if !stop() {
+		return ctx.Err() // the socket is, or will at any moment be, cut off
+	}
+	if err != nil {
 		return p.controlError(ctx, err)
 	}
 	return nil
@@ -219,14 +223,19 @@ func (p *Process) send(ctx context.Context, b []byte) error {
 // release lets dhow-enter go on to execve.
 func (p *Process) release() error { return p.control.send([]byte{1}) }
 
+// controlError gives an error of the conversation its meaning; dhow-enter's own
+// reports have theirs.
 func (p *Process) controlError(ctx context.Context, err error) error {
+	no, bare := err.(unix.Errno)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+	case err == io.EOF, err == unix.EPIPE, err == unix.ECONNRESET:
 		return errGone
+	case bare:
+		return fmt.Errorf("talk to dhow-enter: %w", no)
 	}
-	return fmt.Errorf("talk to dhow-enter: %w", err)
+	return err
 }
 
 // receive returns the next report; io.EOF when dhow-enter has become the
@@ -270,14 +279,25 @@ func (p *Process) takeTerminal(fd int) error {
 // await reads reports until one of kind want, or the end of the conversation
 // if want is 0.
 func (p *Process) await(ctx context.Context, want byte) error {
-	defer p.control.interruptOn(ctx)()
+	stop := p.control.interruptOn(ctx)
+	err := p.awaitReport(want)
+	if !stop() {
+		return ctx.Err() // the socket is, or will at any moment be, cut off
+	}
+	if err != nil {
+		return p.controlError(ctx, err)
+	}
+	return nil
+}
+
+func (p *Process) awaitReport(want byte) error {
 	for {
 		rep, err := p.receive()
-		if err == io.EOF && want == 0 && ctx.Err() == nil {
+		if err == io.EOF && want == 0 {
 			return nil
 		}
 		if err != nil {
-			return p.controlError(ctx, err)
+			return err
 		}
 		switch rep.Kind {
 		case enter.Failed:
