@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // guestPrograms are the guest's own programs: name below /sbin → package.
@@ -18,8 +19,10 @@ var guestPrograms = map[string]string{
 }
 
 // buildGuest builds the guest's programs that given does not hold (name →
-// file) into dir, and returns all of them.
-func buildGuest(ctx context.Context, arch, dir, module string, given map[string]string) (map[string]string, error) {
+// file) into dir, and returns all of them. They are told dhow's version ("" =
+// what the sources say), and no more: a commit in them would make a new image of
+// sources that did not change.
+func buildGuest(ctx context.Context, arch, dir, module, version string, given map[string]string) (map[string]string, error) {
 	out := map[string]string{}
 	var pkgs []string
 	for name, pkg := range guestPrograms {
@@ -40,10 +43,17 @@ func buildGuest(ctx context.Context, arch, dir, module string, given map[string]
 	if err := os.MkdirAll(abs, 0o755); err != nil {
 		return nil, err
 	}
+	ldflags := "-s -w -buildid="
+	if version != "" {
+		if strings.ContainsAny(version, "'\" \t\n") {
+			return nil, fmt.Errorf("version %q: quotes and spaces cannot be in it", version)
+		}
+		ldflags += " -X dhow/internal/version.Version=" + version
+	}
 	// One call for all: the go command's own start is what an unchanged build
 	// pays. No build ID and no VCS stamp: the same sources give the same bytes.
 	cmd := exec.CommandContext(ctx, "go", append([]string{
-		"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", abs + string(filepath.Separator),
+		"build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", abs + string(filepath.Separator),
 	}, pkgs...)...)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")

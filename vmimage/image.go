@@ -102,7 +102,7 @@ func (b *build) inputs(ctx context.Context) error {
 	if b.packages, err = b.apt.packages(ctx, names, b.Refresh); err != nil {
 		return fmt.Errorf("packages of the %s image: %w", b.Arch, err)
 	}
-	b.programs, err = buildGuest(ctx, b.Arch, filepath.Join(b.Cache, b.Arch, "bin"), b.Module, b.Programs)
+	b.programs, err = buildGuest(ctx, b.Arch, filepath.Join(b.Cache, b.Arch, "bin"), b.Module, b.Version, b.Programs)
 	return err
 }
 

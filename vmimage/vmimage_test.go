@@ -301,7 +301,7 @@ func TestMissingToolNamesTheRemedy(t *testing.T) {
 	if _, err := readDeb(t.Context(), "x.deb", nil); err == nil || !strings.HasPrefix(err.Error(), "dpkg-deb is missing") {
 		t.Errorf("dpkg-deb: %v", err)
 	}
-	if _, err := buildGuest(t.Context(), "amd64", t.TempDir(), ".", nil); err == nil || !strings.HasPrefix(err.Error(), "go is missing") {
+	if _, err := buildGuest(t.Context(), "amd64", t.TempDir(), ".", "1", nil); err == nil || !strings.HasPrefix(err.Error(), "go is missing") {
 		t.Errorf("go: %v", err)
 	}
 }

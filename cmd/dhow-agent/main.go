@@ -37,7 +37,7 @@ func main() {
 }
 
 func options(args []string) (agent.Options, error) {
-	o := agent.Options{Version: version.Version}
+	o := agent.Options{Version: version.Version, Commit: version.Commit}
 	f := flag.NewFlagSet("dhow-agent", flag.ContinueOnError)
 	f.StringVar(&o.Root, "root", "/var/lib/dhow", "directory of all data")
 	f.StringVar(&o.Run, "run", "", "directory for what does not outlive the machine (default /run/dhow, or ROOT/run with --socket)")

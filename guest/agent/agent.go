@@ -48,6 +48,7 @@ type Options struct {
 	Steps     []proto.Step // of the boot, from init
 	DataError string       // why there is no data disk; "" = there is one
 	Version   string
+	Commit    string // of the sources; "unknown" where the build did not say
 	Log       *slog.Logger
 	// Ready is called once requests are answered; nil for nobody.
 	Ready func()
@@ -163,7 +164,7 @@ func (a *agent) open(ctx context.Context) error {
 	a.preload = newPreload(images, meta, a.Images, a.Version, a.Log)
 	a.engine, err = engine.Open(ctx, engine.Options{
 		Root: a.Root, DB: meta, Store: a.preload, Runtime: runtimeAdapter{rt}, Network: nets, Events: &event.Bus{},
-		Log: a.Log.With("part", "engine"), Version: a.Version, APIVersion: api.Version, MinAPIVersion: api.MinVersion,
+		Log: a.Log.With("part", "engine"), Version: a.Version, Commit: a.Commit, APIVersion: api.Version, MinAPIVersion: api.MinVersion,
 		CPUs: goruntime.NumCPU(), BootTime: time.Now().Add(-sinceBoot()),
 	})
 	if err != nil {
@@ -268,7 +269,7 @@ func (a *agent) stopServing() {
 // than what tells its version.
 func (a *agent) backends() api.Backends {
 	if a.engine == nil {
-		return api.Backends{System: versionOnly{options: engine.Options{Version: a.Version, APIVersion: api.Version, MinAPIVersion: api.MinVersion}}}
+		return api.Backends{System: versionOnly{options: engine.Options{Version: a.Version, Commit: a.Commit, APIVersion: api.Version, MinAPIVersion: api.MinVersion}}}
 	}
 	return api.Backends{Containers: a.engine, Execs: a.engine, Images: a.engine, Networks: a.engine, System: a.engine}
 }

@@ -29,8 +29,8 @@ import (
 const runtimeName = "dhow"
 
 // Options are the engine's parts and facts. Root is the directory that holds
-// its own files (containers/<id>/…); Version, APIVersion and MinAPIVersion are
-// what `version` answers.
+// its own files (containers/<id>/…); Version, Commit (of the sources),
+// APIVersion and MinAPIVersion are what `version` answers.
 type Options struct {
 	Root    string
 	DB      *bbolt.DB
@@ -40,8 +40,9 @@ type Options struct {
 	Events  *event.Bus
 	Log     *slog.Logger
 
-	Version, APIVersion, MinAPIVersion string
-	CPUs                               int
+	Version, Commit, APIVersion, MinAPIVersion string
+
+	CPUs int
 	// HostGateway is what --add-host name:host-gateway stands for; the zero value
 	// means the gateway of the container's network.
 	HostGateway netip.Addr

@@ -353,3 +353,15 @@ func TestCommandLine(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestVersionOf(t *testing.T) {
+	v := VersionOf(Options{Version: "1.2.3", Commit: "abc", APIVersion: "1.52", MinAPIVersion: "1.24"})
+	d := v.Components[0].Details
+	if v.Version != "1.2.3" || v.GitCommit != "abc" || v.APIVersion != "1.52" || v.KernelVersion == "" || v.BuildTime != "" ||
+		d["GitCommit"] != "abc" || d["Experimental"] != "false" || d["MinAPIVersion"] != "1.24" {
+		t.Errorf("%+v", v)
+	}
+	if _, ok := d["BuildTime"]; ok {
+		t.Error("there is a build time")
+	}
+}

@@ -87,10 +87,10 @@ func (e *Engine) Version(context.Context) (system.VersionResponse, error) { retu
 func VersionOf(o Options) system.VersionResponse {
 	details := map[string]string{
 		"ApiVersion": o.APIVersion, "MinAPIVersion": o.MinAPIVersion, "Arch": goArch, "Os": "linux",
-		"GoVersion": runtime.Version(), "KernelVersion": kernel(),
+		"GoVersion": runtime.Version(), "KernelVersion": kernel(), "GitCommit": o.Commit, "Experimental": "false",
 	}
 	v := system.VersionResponse{
-		Version: o.Version, APIVersion: o.APIVersion, MinAPIVersion: o.MinAPIVersion,
+		Version: o.Version, GitCommit: o.Commit, APIVersion: o.APIVersion, MinAPIVersion: o.MinAPIVersion,
 		Os: "linux", Arch: goArch, GoVersion: runtime.Version(), KernelVersion: kernel(),
 		Components: []system.ComponentVersion{{Name: "Engine", Version: o.Version, Details: details}},
 	}
