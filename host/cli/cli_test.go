@@ -15,6 +15,7 @@ import (
 
 	"dhow/host/client"
 	"dhow/host/config"
+	"dhow/internal/version"
 )
 
 // TestMain runs the test binary as the dhow command where a test asks for it.
@@ -131,6 +132,9 @@ echo "$DOCKER_HOST $*"; exit 7
 // /containers/json.
 func fakeDaemon(t *testing.T, home string, status client.Status) config.Layout {
 	t.Helper()
+	if status.Version == "" {
+		status.Version = version.Version
+	}
 	l, err := config.NewLayout(home, "")
 	if err != nil {
 		t.Fatal(err)
@@ -188,6 +192,15 @@ func TestFailedStartIsOneClearSentence(t *testing.T) {
 	fakeDaemon(t, home, client.Status{State: client.Failed, Error: "the VM image was not found"})
 	r := dhow(t, home, nil, "ps")
 	if r.code != 1 || r.err != "dhow: the VM image was not found\n" {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestAnotherVersionsMachineIsNamed(t *testing.T) {
+	home := shortDir(t)
+	fakeDaemon(t, home, client.Status{State: client.Running, Version: "0.0.1"})
+	r := dhow(t, home, nil, "ps", "-q")
+	if r.code != 0 || !strings.Contains(r.err, "started by dhow 0.0.1") || !strings.Contains(r.err, "dhow machine restart") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"dhow/host/client"
 	"dhow/host/config"
 	"dhow/internal/errdefs"
+	"dhow/internal/version"
 
 	dockercli "github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
@@ -75,10 +76,28 @@ func (e *engine) ensure(ctx context.Context) error {
 	return e.err
 }
 
+// startUnlessRunning starts the machine if it is off. A dhowd of another
+// version, from before an update, is replaced if its machine is off; if not, the
+// user is told, because only they may stop their containers.
 func (e *engine) startUnlessRunning(ctx context.Context, c *client.Client) error {
 	s, err := c.Status(ctx)
-	if err != nil || s.State == client.Running {
+	if err != nil {
 		return err
+	}
+	if s.Version != version.Version {
+		if s.State == client.Running || s.State == client.Starting {
+			fmt.Fprintf(e.docker.Err(), "WARNING: the machine was started by dhow %s and this is dhow %s: run `dhow machine restart` to update it\n", s.Version, version.Version)
+		} else {
+			if err := c.Quit(ctx, client.StopOptions{}, nil); err != nil {
+				return err
+			}
+			if c, err = client.EnsureDaemon(ctx, e.layout); err != nil {
+				return err
+			}
+		}
+	}
+	if s.State == client.Running {
+		return nil
 	}
 	return e.start(ctx, c)
 }

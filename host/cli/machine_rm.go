@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"dhow/host/client"
+	"dhow/host/config"
 
 	dockercli "github.com/docker/cli/cli"
 	"github.com/spf13/cobra"
@@ -34,6 +35,12 @@ func machineRm(e *engine) *cobra.Command {
 		if err := e.quit(cmd.Context(), client.StopOptions{Force: true}); err != nil {
 			return err
 		}
+		// With the lock no dhowd can start on files that are going away.
+		lock, err := config.Lock(e.layout.LockFile())
+		if err != nil {
+			return fmt.Errorf("the machine was started again meanwhile: %w", err)
+		}
+		defer lock.Close()
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}

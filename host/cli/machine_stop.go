@@ -11,7 +11,9 @@ func machineStop(e *engine) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stop [OPTIONS]",
 		Short: "Stop the containers and the machine",
-		Args:  dockercli.NoArgs,
+		Long: "Stop the containers, the machine and dhowd. Nothing starts it again but a command of dhow's:\n" +
+			"a program that watches the docker socket cannot.",
+		Args: dockercli.NoArgs,
 	}
 	options := stopFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
