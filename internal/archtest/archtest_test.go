@@ -125,6 +125,37 @@ func TestImports(t *testing.T) {
 	}
 }
 
+// Implementations are wired together in two places only.
+func TestOnlyCompositionRootsImportImplementations(t *testing.T) {
+	roots := map[string][]string{
+		// implementation: who may import it besides what is below it
+		"host/vm/qemu":        {"host/daemon", "build/bench"},
+		"host/vm/vz":          {"host/daemon"},
+		"host/usernet":        {"host/daemon", "build/bench"},
+		"host/egress":         {"host/daemon"},
+		"host/proxy":          {"host/daemon"},
+		"host/link":           {"host/daemon"},
+		"host/image":          {"host/daemon"},
+		"guest/api":           {"guest/agent"},
+		"guest/control":       {"guest/agent"},
+		"guest/network/apply": {"guest/network"},
+		"host/daemon":         {"cmd/dhowd"},
+		"guest/agent":         {"cmd/dhow-agent"},
+		"guest/boot":          {"cmd/dhow-init"},
+	}
+	for _, goos := range []string{"linux", "darwin", "windows"} {
+		for _, p := range list(t, goos) {
+			for _, imp := range p.Imports {
+				for dir, who := range roots {
+					if below(imp, dir) && !below(p.ImportPath, dir) && !slices.ContainsFunc(who, func(w string) bool { return below(p.ImportPath, w) }) {
+						t.Errorf("%s: %s imports %s: only %v may", goos, p.ImportPath, imp, who)
+					}
+				}
+			}
+		}
+	}
+}
+
 // A small program's start is paid at every container start, so what it imports
 // is a budget.
 func TestTinyProgramsImportLittle(t *testing.T) {
@@ -151,6 +182,9 @@ func TestTinyProgramsImportLittle(t *testing.T) {
 func TestGuestIsLinuxOnlyAndTheRestIsNot(t *testing.T) {
 	for _, goos := range []string{"darwin", "windows"} {
 		for _, p := range list(t, goos) {
+			if below(p.ImportPath, "guest") && len(p.Imports) > 0 && slices.ContainsFunc(p.Imports, func(i string) bool { return i == "golang.org/x/sys/unix" }) {
+				t.Errorf("%s: %s uses Linux's calls outside Linux: it needs a build constraint", goos, p.ImportPath)
+			}
 			hostSide := below(p.ImportPath, "host") || below(p.ImportPath, "proto") || below(p.ImportPath, "internal")
 			if hostSide && p.Error != nil {
 				t.Errorf("%s does not list on %s: %s", p.ImportPath, goos, p.Error.Err)
@@ -217,6 +251,8 @@ func TestTopLevelIsFixed(t *testing.T) {
 
 var inDocs = regexp.MustCompile("`([a-zA-Z0-9_./-]+\\.go)(?::([A-Za-z0-9_.]+))?`")
 
+var link = regexp.MustCompile(`\]\(([^)#:]+\.md)\)`) // to a page of ours
+
 // Documentation that names a file, or a function in a file as `path/file.go:Name`,
 // must be true.
 func TestFilesAndFunctionsNamedInTheDocsExist(t *testing.T) {
@@ -239,6 +275,11 @@ func TestFilesAndFunctionsNamedInTheDocsExist(t *testing.T) {
 		defer f.Close()
 		s := bufio.NewScanner(f)
 		for line := 1; s.Scan(); line++ {
+			for _, m := range link.FindAllStringSubmatch(s.Text(), -1) {
+				if _, err := os.Stat(filepath.Join(filepath.Dir(doc), m[1])); err != nil {
+					t.Errorf("%s:%d: %v", doc, line, err)
+				}
+			}
 			for _, m := range inDocs.FindAllStringSubmatch(s.Text(), -1) {
 				named++
 				if err := check(filepath.Join(dir, m[1]), m[2]); err != nil {
