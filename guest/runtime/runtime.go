@@ -93,9 +93,15 @@ func New(o Options) (*Runtime, error) {
 	return r, nil
 }
 
-// Close releases what the Runtime itself holds. Containers go on; the
-// goroutines that wait for them end with them.
+// Close releases what the Runtime itself holds. Containers that have not been
+// deleted go on, and the goroutines that wait for them end with them.
 func (r *Runtime) Close() error {
+	r.mu.Lock()
+	n := len(r.containers)
+	r.mu.Unlock()
+	if n == 0 {
+		r.waiters.Wait()
+	}
 	errs := []error{r.forker.Close()}
 	for _, f := range []*os.File{r.enterFile, r.null, r.stateFD} {
 		if f != nil {

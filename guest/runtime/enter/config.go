@@ -36,7 +36,6 @@ const (
 const (
 	RealTarget uint64 = 1 << iota // the target must be a real directory at its own path: no symlink on the way
 	Recursive                     // bind with submounts
-	NoTarget                      // do not create a missing target; skip the mount
 )
 
 // Mount is one mount, in the order of the list.

@@ -18,9 +18,6 @@ func (r *root) mount(m *Mount) *failure {
 		}
 		to, e := r.target(m.Target, st.Mode&unix.S_IFMT == unix.S_IFDIR, m.Flags)
 		if e != 0 {
-			if m.Flags&NoTarget != 0 && e == unix.ENOENT {
-				return nil
-			}
 			return fail("open the mount point", m.Target, e)
 		}
 		defer closefd(to)
@@ -28,9 +25,6 @@ func (r *root) mount(m *Mount) *failure {
 	}
 	to, e := r.target(m.Target, true, m.Flags)
 	if e != 0 {
-		if m.Flags&NoTarget != 0 && e == unix.ENOENT {
-			return nil
-		}
 		return fail("open the mount point", m.Target, e)
 	}
 	defer closefd(to)

@@ -10,7 +10,6 @@ const (
 	inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 	opath  = unix.O_PATH
 
-	procMagic   = 0x9fa0
 	devptsMagic = 0x1cd1
 )
 
@@ -272,9 +271,6 @@ func (r *root) target(path string, dir bool, flags uint64) (int, errno) {
 	var resolve uint64
 	if flags&RealTarget != 0 {
 		resolve = unix.RESOLVE_NO_SYMLINKS
-	}
-	if flags&NoTarget != 0 {
-		return r.open(path, 0, resolve)
 	}
 	if dir {
 		return r.mkdirAll(path, resolve)
