@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -162,10 +163,14 @@ func (a *agent) open(ctx context.Context) error {
 	}
 	a.mark("network")
 	a.preload = newPreload(images, meta, a.Images, a.Version, a.Log)
+	gateway, noGateway, err := a.hostGateway()
+	if err != nil {
+		return err
+	}
 	a.engine, err = engine.Open(ctx, engine.Options{
 		Root: a.Root, DB: meta, Store: a.preload, Runtime: runtimeAdapter{rt}, Network: nets, Events: &event.Bus{},
 		Log: a.Log.With("part", "engine"), Version: a.Version, Commit: a.Commit, APIVersion: api.Version, MinAPIVersion: api.MinVersion,
-		CPUs: goruntime.NumCPU(), BootTime: time.Now().Add(-sinceBoot()),
+		CPUs: goruntime.NumCPU(), BootTime: time.Now().Add(-sinceBoot()), HostGateway: gateway, NoHostGateway: noGateway,
 	})
 	if err != nil {
 		return err
@@ -191,6 +196,21 @@ func (a *agent) network(ctx context.Context) (engine.Network, error) {
 	}
 	a.onClose(m.Close)
 	return networkAdapter{m}, nil
+}
+
+// hostGateway returns the address of the computer that the machine runs on, or
+// that there is none. On plain Linux the host is at each bridge's gateway.
+func (a *agent) hostGateway() (addr netip.Addr, none bool, err error) {
+	switch {
+	case a.Boot == nil:
+		return addr, false, nil
+	case a.Boot.Network == nil || a.Boot.Network.Host == "":
+		return addr, true, nil
+	}
+	if addr, err = netip.ParseAddr(a.Boot.Network.Host); err != nil {
+		err = fmt.Errorf("the host's address in the boot's data: %w", err)
+	}
+	return addr, false, err
 }
 
 func (a *agent) runtimeDir() string { return filepath.Join(a.Run, "runtime") }

@@ -39,6 +39,9 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (containe
 	if err := checkHost(host, e.o.CPUs); err != nil {
 		return none, err
 	}
+	if err := e.checkGateway(host); err != nil {
+		return none, err
+	}
 	nets, err := e.networksOf(host, o.Networking)
 	if err != nil {
 		return none, err

@@ -44,8 +44,10 @@ type Options struct {
 
 	CPUs int
 	// HostGateway is what --add-host name:host-gateway stands for; the zero value
-	// means the gateway of the container's network.
-	HostGateway netip.Addr
+	// means the gateway of the container's network, or with NoHostGateway that
+	// containers may not reach the host: then it is refused.
+	HostGateway   netip.Addr
+	NoHostGateway bool
 	// BootTime is when the machine started: a container that ran before it ended
 	// with it.
 	BootTime time.Time
@@ -60,6 +62,7 @@ type Engine struct {
 	byID   map[string]*box
 	byName map[string]string // name → ID; reserved before the container is visible
 	execs  map[string]*execution
+	endedExecs []endedExec // those of execs that ended, the oldest first
 	making map[*box]struct{} // being created: they hold their image, and nobody sees them yet
 
 	lives    sync.WaitGroup // one per process that is watched, and per restart that waits

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -18,6 +19,16 @@ import (
 	"dhow/guest/runtime/spec"
 	"dhow/internal/errdefs"
 )
+
+// execKept is how long an execution can be asked for its exit code after its
+// end (dockerd's figure).
+const execKept = 5 * time.Minute
+
+// endedExec is an execution that ended.
+type endedExec struct {
+	x  *execution
+	at time.Time
+}
 
 // execution is a program that was asked for in a running container.
 type execution struct {
@@ -52,14 +63,51 @@ func (e *Engine) ExecCreate(ctx context.Context, id string, o ExecOptions) (stri
 		return "", err
 	}
 	x := &execution{id: newID(), box: b, opts: o.ExecCreateRequest, keys: keys, io: newStdio(o.Tty, o.AttachStdin)}
+	if err := e.keepExec(x); err != nil {
+		return "", err
+	}
+	e.execEvent(x, events.ActionExecCreate, true, nil)
+	return x.id, nil
+}
+
+// keepExec makes x known, and forgets those that ended long ago.
+func (e *Engine) keepExec(x *execution) error {
+	b := x.box
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.byID[b.id] != b { // removed meanwhile: nothing would free x
+		return errdefs.New(errdefs.NotFound, "No such container: %s", b.id)
+	}
+	old := 0
+	for ; old < len(e.endedExecs) && time.Since(e.endedExecs[old].at) >= execKept; old++ {
+		delete(e.execs, e.endedExecs[old].x.id)
+	}
+	e.endedExecs = slices.Delete(e.endedExecs, 0, old)
+	e.execs[x.id] = x
 	b.mu.Lock()
 	b.execs[x.id] = x
 	b.mu.Unlock()
+	return nil
+}
+
+// endExec takes x, which ended, from its container's list. Its exit code can be
+// asked for a while longer.
+func (e *Engine) endExec(x *execution) {
+	b := x.box
+	b.mu.Lock()
+	delete(b.execs, x.id)
+	b.mu.Unlock()
 	e.mu.Lock()
-	e.execs[x.id] = x
-	e.mu.Unlock()
-	e.execEvent(x, events.ActionExecCreate, true, nil)
-	return x.id, nil
+	defer e.mu.Unlock()
+	if e.execs[x.id] == x {
+		e.endedExecs = append(e.endedExecs, endedExec{x, time.Now()})
+	}
+}
+
+// forgetExecs drops all executions of b, which is removed. e.mu is held.
+func (e *Engine) forgetExecs(b *box) {
+	maps.DeleteFunc(e.execs, func(_ string, x *execution) bool { return x.box == b })
+	e.endedExecs = slices.DeleteFunc(e.endedExecs, func(d endedExec) bool { return d.x.box == b })
 }
 
 func canExec(b *box, name string) error {
@@ -121,7 +169,7 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 		a.arm(x.io, x.opts.AttachStdout, x.opts.AttachStderr)
 		if a.s, err = o.Streams(x.opts.Tty); err != nil {
 			a.disarm()
-			x.failed(126)
+			e.execFailed(x, 126)
 			return err
 		}
 	}
@@ -148,17 +196,15 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 	return err
 }
 
-// failed ends an execution that never ran.
-func (x *execution) failed(code int) {
+// execFailed ends an execution that never ran.
+func (e *Engine) execFailed(x *execution, code int) {
 	x.mu.Lock()
 	if x.code == nil {
 		x.code = &code
 	}
 	x.mu.Unlock()
 	x.io.finish(0)
-	x.box.mu.Lock()
-	delete(x.box.execs, x.id)
-	x.box.mu.Unlock()
+	e.endExec(x)
 }
 
 // execRun starts the program and returns once it runs.
@@ -168,12 +214,12 @@ func (e *Engine) execRun(ctx context.Context, x *execution, o ExecStartOptions) 
 	task, r := b.task, b.rec
 	b.mu.Unlock()
 	if task == nil {
-		x.failed(126)
+		e.execFailed(x, 126)
 		return notRunning(b.id)
 	}
 	ends, err := x.io.open(nil, nil)
 	if err != nil {
-		x.failed(126)
+		e.execFailed(x, 126)
 		return err
 	}
 	size := o.ConsoleSize
@@ -194,7 +240,7 @@ func (e *Engine) execRun(ctx context.Context, x *execution, o ExecStartOptions) 
 	ends.close()
 	if err != nil {
 		code, err := describeExecStart(b, err)
-		x.failed(code)
+		e.execFailed(x, code)
 		return err
 	}
 	if x.opts.Tty {
@@ -219,10 +265,7 @@ func (e *Engine) watchExec(x *execution, p Process) {
 	x.running, x.code, x.process = false, &code, nil
 	x.mu.Unlock()
 	x.io.finish(drainTimeout)
-	b := x.box
-	b.mu.Lock()
-	delete(b.execs, x.id)
-	b.mu.Unlock()
+	e.endExec(x)
 	e.execEvent(x, events.ActionExecDie, false, map[string]string{"exitCode": strconv.Itoa(code)})
 }
 

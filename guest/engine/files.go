@@ -11,7 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
+
+	"dhow/internal/errdefs"
 )
 
 // The three files of every container that are bound over the image's. They are
@@ -70,10 +73,10 @@ func (l *launch) fillHosts() error {
 	}
 	for _, x := range h.ExtraHosts {
 		name, addr, _ := strings.Cut(x, ":")
-		if addr == "host-gateway" {
+		if addr == hostGateway {
 			gw := l.hostGateway()
 			if gw == "" {
-				return fmt.Errorf("unable to derive the IP value for host-gateway")
+				return errdefs.New(errdefs.Invalid, "unable to derive the IP value for host-gateway")
 			}
 			addr = gw
 		}
@@ -87,6 +90,24 @@ func (l *launch) fillHosts() error {
 		fmt.Fprintf(&text, "%s\t%s\n", ep.IPAddress, name)
 	}
 	return os.WriteFile(l.b.hostsPath(), []byte(text.String()), 0o644)
+}
+
+// hostGateway is the address in --add-host that the engine replaces.
+const hostGateway = "host-gateway"
+
+// checkGateway refuses the host's address where containers may not reach it.
+// A create asks it, and a start: the machine may have been set up anew between.
+func (e *Engine) checkGateway(h *container.HostConfig) error {
+	if !e.o.NoHostGateway {
+		return nil
+	}
+	for _, x := range h.ExtraHosts {
+		if _, addr, _ := strings.Cut(x, ":"); addr == hostGateway {
+			return errdefs.New(errdefs.Invalid, "--add-host %s needs the host, which this machine's containers may not reach: "+
+				"\"dhow machine config host_loopback=true\" allows it from the machine's next start", x)
+		}
+	}
+	return nil
 }
 
 func (l *launch) hostGateway() string {

@@ -98,9 +98,7 @@ func (e *Engine) removeLocked(ctx context.Context, b *box, name string) (bool, e
 	if e.byName[r.Name] == b.id {
 		delete(e.byName, r.Name)
 	}
-	for _, x := range b.execs {
-		delete(e.execs, x.id)
-	}
+	e.forgetExecs(b)
 	e.mu.Unlock()
 	b.mu.Lock()
 	b.removed = true

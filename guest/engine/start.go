@@ -241,8 +241,12 @@ func (s stillborn) Exit() runtime.Exit  { return runtime.Exit{Code: exitNotExecu
 
 var closed = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-// findNetwork refuses a network that is not there before anything is made.
+// findNetwork refuses a network that is not there, and the host's address
+// where there is none, before anything is made.
 func (l *launch) findNetwork(context.Context) error {
+	if err := l.e.checkGateway(l.rec.HostConfig); err != nil {
+		return err
+	}
 	mode := l.rec.HostConfig.NetworkMode
 	if mode.IsUserDefined() && l.e.findNetwork(string(mode)) == nil {
 		return networkError(errdefs.New(errdefs.NotFound, "network %s not found", mode))

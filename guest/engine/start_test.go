@@ -6,6 +6,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/netip"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
@@ -149,4 +152,33 @@ func TestOnlyContainersThatGoWithTheirProcessAreEphemeral(t *testing.T) {
 	if got := w.store.ephemeral; len(got) != 1 || got[0] != id {
 		t.Errorf("%v, want %s", got, id)
 	}
+}
+
+func TestHostGateway(t *testing.T) {
+	hosts := container.HostConfig{ExtraHosts: []string{"other:10.0.0.1", "host.docker.internal:host-gateway"}}
+	for want, o := range map[string]Options{
+		"172.17.0.1":      {}, // plain Linux: the bridge's gateway
+		"192.168.127.254": {HostGateway: netip.MustParseAddr("192.168.127.254")},
+	} {
+		w := newWorld(t)
+		w.opts.HostGateway = o.HostGateway
+		w.reopen()
+		id := w.create("", hosts, "true")
+		w.start(id)
+		w.wait(id, container.WaitConditionNotRunning)
+		text, err := os.ReadFile(w.inspect(id).HostsPath)
+		if err != nil || !strings.Contains(string(text), "\n10.0.0.1\tother\n"+want+"\thost.docker.internal\n") {
+			t.Errorf("%s: %s %v", want, text, err)
+		}
+	}
+	w := newWorld(t)
+	id := w.create("before", hosts, "true")
+	w.opts.NoHostGateway = true
+	w.reopen()
+	const sentence = "--add-host host.docker.internal:host-gateway needs the host, which this machine's containers may not reach: " +
+		`"dhow machine config host_loopback=true" allows it from the machine's next start`
+	_, err := w.ContainerCreate(t.Context(), CreateOptions{Config: &container.Config{Image: "box"}, HostConfig: &hosts})
+	wantErr(t, err, errdefs.Invalid, sentence)
+	wantErr(t, w.ContainerStart(t.Context(), id), errdefs.Invalid, sentence)
+	w.start(w.create("", container.HostConfig{ExtraHosts: []string{"other:10.0.0.1"}}, "true"))
 }

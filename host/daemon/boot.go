@@ -142,7 +142,7 @@ func (l *life) startMachine(ctx context.Context) error {
 	_, _ = rand.Read(l.key) // never fails (crypto/rand)
 	boot, err := json.Marshal(control.Boot{
 		Protocol: control.Protocol, Version: l.config.Version, Key: l.key, Machine: l.config.Layout.Machine, Time: time.Now(),
-		Network: usernet.Address(), RootCAs: hostRoots(ctx, l.config.Log), Debug: l.settings.Debug,
+		Network: l.network.Address(), RootCAs: hostRoots(ctx, l.config.Log), Debug: l.settings.Debug,
 	})
 	if err != nil {
 		return err

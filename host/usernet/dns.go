@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -23,6 +24,9 @@ const (
 	dnsIdle = 10 * time.Second
 	// maxQuestions is how many questions are answered at once; more wait.
 	maxQuestions = 128
+	// maxDNSStreams is how many connections may ask at once; more are refused.
+	maxDNSStreams = 64
+	dnsPort       = 53
 )
 
 // hostNames are HostAddress's names in the guest, docker's own.
@@ -44,24 +48,20 @@ type resolver interface {
 // say in the guest. Nothing in it wakes up while nobody asks.
 type nameServer struct {
 	udp      *gonet.UDPConn
-	tcp      *gonet.TCPListener
+	streams  atomic.Int64 // connections (Network.forwardDNS)
 	resolver resolver
 	local    map[string]netip.Addr // lower-case names with their final dot
 	busy     chan struct{}
 }
 
-// openDNS listens on the gateway's port 53.
+// openDNS listens on the gateway's port 53. Connections to it come from forwardTCP.
 func (n *Network) openDNS() (*nameServer, error) {
-	at := tcpip.FullAddress{NIC: nic, Addr: address(gatewayAddress), Port: 53}
+	at := tcpip.FullAddress{NIC: nic, Addr: address(gatewayAddress), Port: dnsPort}
 	udp, err := gonet.DialUDP(n.stack, &at, nil, ipv4.ProtocolNumber)
 	if err != nil {
 		return nil, err
 	}
-	tcp, err := gonet.ListenTCP(n.stack, at, ipv4.ProtocolNumber)
-	if err != nil {
-		return nil, errors.Join(err, udp.Close())
-	}
-	s := &nameServer{udp: udp, tcp: tcp, resolver: hostResolver(n.config.DNS), local: map[string]netip.Addr{}, busy: make(chan struct{}, maxQuestions)}
+	s := &nameServer{udp: udp, resolver: hostResolver(n.config.DNS), local: map[string]netip.Addr{}, busy: make(chan struct{}, maxQuestions)}
 	if n.config.resolver != nil {
 		s.resolver = n.config.resolver
 	}
@@ -94,33 +94,13 @@ func hostResolver(servers []string) *net.Resolver {
 }
 
 // close ends serve.
-func (s *nameServer) close() {
-	_ = s.udp.Close()
-	_ = s.tcp.Close()
-}
+func (s *nameServer) close() { _ = s.udp.Close() }
 
-// serve answers until close, and waits for the answers under way, which ctx's
-// end cuts short.
+// serve answers datagrams until close, and waits for the answers under way,
+// which ctx's end cuts short.
 func (s *nameServer) serve(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
-		for {
-			c, err := s.tcp.Accept()
-			if err != nil {
-				return
-			}
-			wg.Add(1)
-			go func() {
-				defer wg.Done()
-				defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-				defer c.Close()
-				s.conversation(ctx, c)
-			}()
-		}
-	}()
 	for {
 		buf := make([]byte, 4096)
 		size, from, err := s.udp.ReadFrom(buf)

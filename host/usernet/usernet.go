@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"github.com/containers/gvisor-tap-vsock/pkg/types"
@@ -52,7 +53,10 @@ type Config struct {
 	HostLoopback bool     // the guest reaches the host's 127.0.0.1 as HostAddress
 	Log          *slog.Logger
 
-	resolver resolver // of tests; nil: as DNS says
+	// Of tests; zero: as DNS says, and the constants.
+	resolver          resolver
+	maxStreams, roomy int64
+	linger            time.Duration
 }
 
 // Network is a running network. Serve it, then Close it.
@@ -69,16 +73,33 @@ type Network struct {
 	mu     sync.Mutex // guards the Add of wg against Close's Wait
 	wg     sync.WaitGroup
 	flows  atomic.Int64 // of UDP
+
+	streams atomic.Int64 // TCP connections of the guest, those in the making too
+	full    sync.Once    // says that they were too many
 }
 
-// Address returns what the guest is told about the network.
-func Address() *control.Network {
-	return &control.Network{MAC: GuestMAC, Address: fmt.Sprintf("%s/%d", guestAddress, prefixBits), Gateway: gatewayAddress, DNS: gatewayAddress, MTU: MTU}
+// Address returns what the guest is told about the network. Its Host is "" where
+// the config does not allow HostLoopback.
+func (n *Network) Address() *control.Network {
+	a := &control.Network{MAC: GuestMAC, Address: fmt.Sprintf("%s/%d", guestAddress, prefixBits), Gateway: gatewayAddress, DNS: gatewayAddress, MTU: MTU}
+	if n.config.HostLoopback {
+		a.Host = HostAddress
+	}
+	return a
 }
 
 // Open makes the stack and the socket, mode 0600; the driver may connect from
 // now on. On an error nothing is left.
 func Open(c Config) (_ *Network, err error) {
+	if c.maxStreams == 0 {
+		c.maxStreams = streamLimit()
+	}
+	if c.roomy == 0 {
+		c.roomy = roomy
+	}
+	if c.linger == 0 {
+		c.linger = lingerTime
+	}
 	n := &Network{config: c}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.dial.Timeout = dialTimeout
@@ -113,7 +134,7 @@ func Open(c Config) (_ *Network, err error) {
 
 // tcpBuffers bounds what a connection holds in memory, per direction; the
 // stack starts low and grows it with the measured throughput.
-var tcpBuffers = struct{ min, start, max int }{4 << 10, 256 << 10, 4 << 20}
+var tcpBuffers = struct{ min, start, max int }{4 << 10, 256 << 10, 1 << 20}
 
 func (n *Network) makeStack(link stack.LinkEndpoint) error {
 	s := stack.New(stack.Options{
@@ -124,7 +145,8 @@ func (n *Network) makeStack(link stack.LinkEndpoint) error {
 	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcpBuffers.min, Default: tcpBuffers.start, Max: tcpBuffers.max}
 	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcpBuffers.min, Default: tcpBuffers.start, Max: tcpBuffers.max}
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &moderate, &receive, &send} {
+	wait := tcpip.TCPTimeWaitTimeoutOption(timeWait)
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &moderate, &receive, &send, &wait} {
 		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return errors.New(err.String())
 		}

@@ -49,6 +49,15 @@ func soon(t testing.TB) context.Context {
 	return ctx
 }
 
+func TestTheGuestIsToldOfTheHostOnlyWhereItIsAllowed(t *testing.T) {
+	for allowed, want := range map[bool]string{true: HostAddress, false: ""} {
+		n, _ := plug(t, Config{HostLoopback: allowed})
+		if a := n.Address(); a.Host != want || a.Gateway != gatewayAddress || a.MAC != GuestMAC {
+			t.Errorf("allowed %v: %+v", allowed, a)
+		}
+	}
+}
+
 func TestTCPToTheHost(t *testing.T) {
 	testkit.NoLeaks(t)
 	port := echo(t) // first: it is waited for after the network has closed

@@ -37,6 +37,7 @@ type Network struct {
 	Gateway string `json:"gateway"` // IP
 	DNS     string `json:"dns"`     // IP of a forwarder to the host's resolver
 	MTU     int    `json:"mtu"`     // bytes
+	Host    string `json:"host"`    // IP that stands for the host's 127.0.0.1; "" where the guest may not reach it
 }
 
 // Verbs, grouped by noun. Each has a request and a response type below.
