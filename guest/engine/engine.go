@@ -62,7 +62,7 @@ type Engine struct {
 	byID   map[string]*box
 	byName map[string]string // name → ID; reserved before the container is visible
 	execs  map[string]*execution
-	endedExecs []endedExec // those of execs that ended, the oldest first
+	past   []endedExec       // those of execs that ended, the oldest first
 	making map[*box]struct{} // being created: they hold their image, and nobody sees them yet
 
 	lives    sync.WaitGroup // one per process that is watched, and per restart that waits

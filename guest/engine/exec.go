@@ -79,10 +79,10 @@ func (e *Engine) keepExec(x *execution) error {
 		return errdefs.New(errdefs.NotFound, "No such container: %s", b.id)
 	}
 	old := 0
-	for ; old < len(e.endedExecs) && time.Since(e.endedExecs[old].at) >= execKept; old++ {
-		delete(e.execs, e.endedExecs[old].x.id)
+	for ; old < len(e.past) && time.Since(e.past[old].at) >= execKept; old++ {
+		delete(e.execs, e.past[old].x.id)
 	}
-	e.endedExecs = slices.Delete(e.endedExecs, 0, old)
+	e.past = slices.Delete(e.past, 0, old)
 	e.execs[x.id] = x
 	b.mu.Lock()
 	b.execs[x.id] = x
@@ -100,14 +100,14 @@ func (e *Engine) endExec(x *execution) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.execs[x.id] == x {
-		e.endedExecs = append(e.endedExecs, endedExec{x, time.Now()})
+		e.past = append(e.past, endedExec{x, time.Now()})
 	}
 }
 
 // forgetExecs drops all executions of b, which is removed. e.mu is held.
 func (e *Engine) forgetExecs(b *box) {
 	maps.DeleteFunc(e.execs, func(_ string, x *execution) bool { return x.box == b })
-	e.endedExecs = slices.DeleteFunc(e.endedExecs, func(d endedExec) bool { return d.x.box == b })
+	e.past = slices.DeleteFunc(e.past, func(d endedExec) bool { return d.x.box == b })
 }
 
 func canExec(b *box, name string) error {

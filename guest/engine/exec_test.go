@@ -26,7 +26,7 @@ func (w *world) exec(id string, cmd ...string) string {
 func (w *world) known() int {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	return len(w.execs) + len(w.endedExecs)
+	return len(w.execs) + len(w.past)
 }
 
 func TestARemovalBesideExecsThatEndLeavesNone(t *testing.T) {
@@ -79,7 +79,7 @@ func TestAnExecThatEndedIsForgottenAfterAWhile(t *testing.T) {
 		t.Fatal("no error")
 	}
 	w.mu.Lock()
-	w.endedExecs[0].at = time.Now().Add(-execKept)
+	w.past[0].at = time.Now().Add(-execKept)
 	w.mu.Unlock()
 	if in, err := w.ExecInspect(t.Context(), old); err != nil || in.ExitCode == nil || *in.ExitCode != 0 {
 		t.Errorf("%+v, %v", in, err)
