@@ -10,6 +10,7 @@ declare -A need=(                 # a file that the package brings → the packa
   [setfattr]=attr
 )
 missing=()
+[ -f /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)   # the image is made of Debian's packages
 for cmd in "${!need[@]}"; do
   command -v "$cmd" >/dev/null || [ -x "/usr/sbin/$cmd" ] || [ -x "/sbin/$cmd" ] || missing+=("${need[$cmd]}")
 done

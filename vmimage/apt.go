@@ -53,7 +53,7 @@ func (a *apt) lock() string  { return filepath.Join(a.dir, "packages.json") }
 // prepare writes the configuration.
 func (a *apt) prepare() error {
 	if _, err := os.Stat(keyring); err != nil {
-		return fmt.Errorf("Debian's archive keys are missing (%s): sudo apt-get install debian-archive-keyring", keyring)
+		return fmt.Errorf("the archive keys of Debian are missing (%s): sudo apt-get install debian-archive-keyring", keyring)
 	}
 	dir, err := filepath.Abs(a.dir)
 	if err != nil {
@@ -64,7 +64,10 @@ func (a *apt) prepare() error {
 			return err
 		}
 	}
-	main, security := mirrors()
+	main, security, err := mirrors()
+	if err != nil {
+		return err
+	}
 	for name, text := range map[string]string{
 		"status": "",
 		"sources.list": fmt.Sprintf("deb [signed-by=%[1]s] %[2]s %[3]s main\ndeb [signed-by=%[1]s] %[4]s %[3]s-security main\n",
@@ -255,7 +258,7 @@ func (a *apt) show(ctx context.Context, names []string) ([]Package, error) {
 	for i, n := range names {
 		p, ok := by[n]
 		if !ok || p.SHA256 == "" || p.Size == 0 {
-			return nil, fmt.Errorf("Debian %s has no package %s for %s", Suite, n, a.arch)
+			return nil, fmt.Errorf("no package %s for %s is in Debian %s", n, a.arch, Suite)
 		}
 		pkgs[i] = p
 	}
@@ -317,12 +320,16 @@ func parseControl(text []byte) []Package {
 	return out
 }
 
-// mirrors returns the mirrors of Debian and of its security updates: those of
-// the system's own source lists if it is a Debian, else Debian's. A wrong guess
-// fails on the signature.
-func mirrors() (main, security string) {
-	main, security = "http://mirror.example/debian", "http://mirror.example/debian-security"
-	for _, f := range []string{"/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources"} {
+// MirrorVariable names, in the environment, the URL of a Debian mirror, for a
+// system that has none of its own.
+const MirrorVariable = "DHOW_DEBIAN_MIRROR"
+
+// mirrors returns the mirrors of Debian and of its security updates: the
+// variable's, those of the system's own source lists if it is a Debian, or the
+// one that debootstrap brings. A wrong guess fails on the signature.
+func mirrors() (main, security string, err error) {
+	main = strings.TrimSuffix(os.Getenv(MirrorVariable), "/")
+	for _, f := range []string{"/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources", "/usr/sbin/debootstrap", "/usr/share/debootstrap/scripts/sid"} {
 		text, err := os.ReadFile(f)
 		if err != nil {
 			continue
@@ -331,19 +338,25 @@ func mirrors() (main, security string) {
 			if strings.HasPrefix(line, "#") {
 				continue
 			}
-			for w := range strings.FieldsSeq(line) {
+			for _, w := range strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\n\"'=", r) }) {
 				w = strings.TrimSuffix(w, "/")
 				switch {
 				case !strings.HasPrefix(w, "http://") && !strings.HasPrefix(w, "https://"):
-				case strings.HasSuffix(w, "/debian"):
+				case main == "" && strings.HasSuffix(w, "/debian"):
 					main = w
-				case strings.HasSuffix(w, "/debian-security"):
+				case security == "" && strings.HasSuffix(w, "/debian-security"):
 					security = w
 				}
 			}
 		}
 	}
-	return main, security
+	if main == "" {
+		return "", "", fmt.Errorf("no Debian mirror is known here: set %s to the URL of one", MirrorVariable)
+	}
+	if security == "" {
+		security = main + "-security"
+	}
+	return main, security, nil
 }
 
 // missingTool makes a sentence of the error of a program that is not there.

@@ -63,9 +63,6 @@ func (k *kmsg) line(level int, who, text string) {
 
 const self = "dhow-init"
 
-func (k *kmsg) info(format string, args ...any) {
-	k.line(levelInfo, self, fmt.Sprintf(format, args...))
-}
 func (k *kmsg) notice(format string, args ...any) {
 	k.line(levelNotice, self, fmt.Sprintf(format, args...))
 }

@@ -50,7 +50,8 @@ func (r *Runtime) planContainer(cc *CreateConfig) (*plan, error) {
 		return nil, errdefs.New(errdefs.Invalid, "the container's spec lacks process or linux")
 	case s.Root == nil && len(cc.Rootfs) == 0:
 		return nil, errdefs.New(errdefs.Invalid, "the container's spec lacks root")
-	case s.Hooks != nil && (len(s.Hooks.Prestart)+len(s.Hooks.CreateRuntime)+len(s.Hooks.CreateContainer)+len(s.Hooks.StartContainer)+len(s.Hooks.Poststart)+len(s.Hooks.Poststop)) > 0: //nolint:staticcheck // Prestart is deprecated but must be refused too
+	//lint:ignore SA1019 Prestart is deprecated but must be refused too
+	case s.Hooks != nil && (len(s.Hooks.Prestart)+len(s.Hooks.CreateRuntime)+len(s.Hooks.CreateContainer)+len(s.Hooks.StartContainer)+len(s.Hooks.Poststart)+len(s.Hooks.Poststop)) > 0:
 		return nil, errdefs.New(errdefs.Unimplemented, "hooks are not supported")
 	case len(s.Linux.UIDMappings)+len(s.Linux.GIDMappings) > 0:
 		return nil, errdefs.New(errdefs.Unimplemented, "user namespaces are not supported")

@@ -93,7 +93,8 @@ func memory(m *specs.LinuxMemory, add func(file, value string)) error {
 	if m == nil {
 		return nil
 	}
-	if m.Kernel != nil || m.KernelTCP != nil { //nolint:staticcheck // deprecated, but must not be ignored in silence
+	//lint:ignore SA1019 deprecated, but must not be ignored in silence
+	if m.Kernel != nil || m.KernelTCP != nil {
 		return errdefs.New(errdefs.Unimplemented, "kernel memory limits do not exist in cgroup version 2")
 	}
 	set := func(v *int64) bool { return v != nil && *v != 0 }
