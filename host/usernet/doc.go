@@ -14,4 +14,10 @@
 // reach, save by HostAddress and only where Config.HostLoopback says so;
 // link-local addresses (cloud metadata services), loopback and unspecified
 // addresses are refused whatever the guest puts into its packets.
+//
+// # Bounds
+//
+// The network serves any container, and the machine dies with this process: all
+// that a guest can make it hold is bounded (maxStreams and what follows it,
+// maxFlows, maxQuestions). Who is beyond is refused, or its packets are dropped.
 package usernet
