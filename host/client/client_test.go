@@ -30,6 +30,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "dies":
 		os.Exit(3)
+	case "panics":
+		panic("the test's dhowd")
 	}
 	o := daemon.Options{Version: "test", FindImage: func(string) (*image.Image, error) {
 		return nil, errdefs.New(errdefs.NotFound, "no image in this test")
@@ -202,6 +204,29 @@ func TestEnsureSaysWhyNot(t *testing.T) {
 	t.Setenv("DHOWD", "")
 	if _, err := client.EnsureDaemon(ctx(t), layoutNoEnv(t)); !errdefs.Is(err, errdefs.NotFound) || !strings.Contains(err.Error(), "DHOWD") {
 		t.Errorf("no dhowd: %v", err)
+	}
+}
+
+// A trace survives the starts that follow: the first command that notices the
+// crash starts dhowd again.
+func TestCrashTraceIsKept(t *testing.T) {
+	l := layout(t, "panics")
+	if _, err := client.EnsureDaemon(ctx(t), l); err == nil {
+		t.Fatal("a dhowd that panics is ready")
+	}
+	t.Setenv(asDhowd, "plain")
+	for range 2 {
+		c := ensure(t, l)
+		if err := c.Quit(ctx(t), client.StopOptions{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(l.LogFile() + ".stderr.1")
+	if err != nil || !strings.Contains(string(b), "the test's dhowd") {
+		t.Errorf("%q, %v", b, err)
+	}
+	if b, err := os.ReadFile(l.LogFile() + ".stderr"); err != nil || len(b) > 0 {
+		t.Errorf("the present dhowd's: %q, %v", b, err)
 	}
 }
 

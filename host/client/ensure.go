@@ -109,8 +109,7 @@ func spawn(ctx context.Context, l config.Layout) error {
 	if err != nil {
 		return err
 	}
-	// What the runtime prints when a process dies goes beside the log.
-	crash, err := os.OpenFile(l.LogFile()+".stderr", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	crash, err := openCrash(l.LogFile() + ".stderr")
 	if err != nil {
 		return errdefs.Wrap(errdefs.Denied, err, "cannot write dhowd's log")
 	}
@@ -147,4 +146,16 @@ func spawn(ctx context.Context, l config.Layout) error {
 		return errdefs.New(errdefs.Unavailable, "dhowd did not get ready in %v; see %s", spawnTimeout, l.LogFile())
 	}
 	return errdefs.New(errdefs.Unavailable, "dhowd ended before it was ready; see %s and %s", l.LogFile(), crash.Name())
+}
+
+// openCrash opens the file for what the runtime prints when dhowd dies. What is
+// in it is of a dhowd that died before: it is kept as path.1, in place of an
+// older one.
+func openCrash(path string) (*os.File, error) {
+	if st, err := os.Stat(path); err == nil && st.Size() > 0 {
+		if err := os.Rename(path, path+".1"); err != nil {
+			return nil, err
+		}
+	}
+	return os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 }
