@@ -204,7 +204,8 @@ mkdir /sys/fs/cgroup/x && echo CGROUP
 unshare -r true && echo USERNS
 echo > /dev/null && head -c 4 /dev/zero >/dev/null && head -c 4 /dev/urandom > /dev/null && echo devices ok
 [ -c /dev/tty ] && [ -c /dev/full ] && [ -c /dev/random ] && [ -L /dev/ptmx ] && [ -L /dev/fd ] && [ -d /dev/shm ] && echo nodes ok
-ls /proc/1/fd | tr '\n' ' '
+(ls /proc/1/fd) > /tmp/fds # in a child, so that the shell's own redirections do not show
+tr '\n' ' ' < /tmp/fds
 `)
 	res := f.run("p", s)
 	if res.err != nil {

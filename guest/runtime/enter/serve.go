@@ -110,6 +110,10 @@ var buffers struct {
 func serve() {
 	name := cstr("dhow-enter")
 	prctl(unix.PR_SET_NAME, uintptr(name), 0)
+	// The forks inherit both. Without the first, /proc/PID of a fork would be open
+	// to whoever may trace in its PID namespace; execve resets it.
+	prctl(unix.PR_SET_DUMPABLE, 0, 0)
+	defaultSignals()
 	if openHome() != 0 {
 		exit(1)
 	}
@@ -221,7 +225,6 @@ type cloneArgs struct {
 
 // child puts the descriptors where Config expects them and closes the rest.
 func (r *Request) child(fds int) {
-	prctl(unix.PR_SET_DUMPABLE, 0, 0) // /proc/PID of this is nobody's but root's; execve resets it
 	for i := range 3 {
 		if _, e := sys3(unix.SYS_DUP3, uintptr(firstRecvd+i), uintptr(i), 0); e != 0 {
 			exit(1)
@@ -306,5 +309,20 @@ func answer(pid uint32, e errno, pidfd int) {
 	}
 	if _, e := sys3(unix.SYS_SENDMSG, servingFD, uintptr(unsafe.Pointer(&b.msg)), unix.MSG_NOSIGNAL); e != 0 {
 		exit(0)
+	}
+}
+
+// sigaction is struct sigaction of the kernel, the same on amd64 and arm64.
+type sigaction struct{ handler, flags, restorer, mask uint64 }
+
+// defaultSignals takes back every signal that is ignored, because whoever
+// started the agent ignored it (nohup does): that alone would survive execve.
+func defaultSignals() {
+	const ignored, signals, maskSize = 1, 64, 8
+	for sig := uintptr(1); sig <= signals; sig++ {
+		var old, def sigaction
+		if _, e := sys6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&old)), maskSize, 0, 0); e == 0 && old.handler == ignored {
+			sys6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&def)), 0, maskSize, 0, 0)
+		}
 	}
 }

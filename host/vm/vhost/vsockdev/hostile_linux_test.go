@@ -271,7 +271,7 @@ func TestFlood(t *testing.T) {
 	a := fe.Alloc(headerSize)
 	sent, done := 0, 0
 	send := func(k key, o op) bool {
-		for end := time.Now().Add(100 * time.Millisecond); ; runtime.Gosched() {
+		for end := time.Now().Add(2 * time.Second); ; runtime.Gosched() {
 			for {
 				if _, _, ok := tx.Used(); !ok {
 					break
