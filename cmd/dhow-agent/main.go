@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -23,7 +24,7 @@ import (
 )
 
 func main() {
-	o, err := options(os.Args[1:])
+	o, err := options(os.Args[1:], os.Stdin)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "dhow-agent:", err)
 		os.Exit(2)
@@ -36,7 +37,7 @@ func main() {
 	}
 }
 
-func options(args []string) (agent.Options, error) {
+func options(args []string, stdin *os.File) (agent.Options, error) {
 	o := agent.Options{Version: version.Version, Commit: version.Commit}
 	f := flag.NewFlagSet("dhow-agent", flag.ContinueOnError)
 	f.StringVar(&o.Root, "root", "/var/lib/dhow", "directory of all data")
@@ -56,15 +57,17 @@ func options(args []string) (agent.Options, error) {
 		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
 	if o.Socket == "" {
-		if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil && !*boot {
+		if _, err := unix.IoctlGetTermios(int(stdin.Fd()), unix.TCGETS); err == nil && !*boot {
 			return o, fmt.Errorf("no boot data on standard input: --socket serves the Docker API outside of a machine")
 		}
 		o.Boot = new(proto.Boot)
-		if err := json.NewDecoder(io.LimitReader(os.Stdin, 16<<20)).Decode(o.Boot); err != nil {
-			return o, fmt.Errorf("read the boot's data: %w", err)
+		var changed *json.UnmarshalTypeError
+		err := json.NewDecoder(io.LimitReader(stdin, 16<<20)).Decode(o.Boot)
+		if errors.As(err, &changed) && o.Boot.Protocol != proto.Protocol {
+			err = nil // of another protocol the hello needs no more than the key
 		}
-		if o.Boot.Protocol != proto.Protocol {
-			return o, fmt.Errorf("the host speaks protocol %d (dhow %s), this agent %d (dhow %s)", o.Boot.Protocol, o.Boot.Version, proto.Protocol, o.Version)
+		if err != nil {
+			return o, fmt.Errorf("read the boot's data: %w", err)
 		}
 		if o.Images == "" {
 			o.Images = "/usr/share/dhow/images"

@@ -53,6 +53,8 @@ type Options struct {
 	Log       *slog.Logger
 	// Ready is called once requests are answered; nil for nobody.
 	Ready func()
+
+	vsock transport // nil: the kernel's
 }
 
 const (
@@ -90,18 +92,25 @@ type agent struct {
 	closers []func() error
 
 	docker, ctl net.Listener // ctl is nil on plain Linux
-	engine      *engine.Engine
-	preload     *preload
-	server      *http.Server
+	// refused is why there is no engine: what requests that need one are answered
+	// with. It is nil where there is one.
+	refused error
+	engine  *engine.Engine
+	preload *preload
+	server  *http.Server
 }
 
 func (a *agent) onClose(f func() error) { a.closers = append(a.closers, f) }
 
-func (a *agent) close() error {
+func (a *agent) close() error { return a.closeTo(0) }
+
+// closeTo closes all but the first n things that were opened.
+func (a *agent) closeTo(n int) error {
 	var errs []error
-	for i := len(a.closers) - 1; i >= 0; i-- {
+	for i := len(a.closers) - 1; i >= n; i-- {
 		errs = append(errs, a.closers[i]())
 	}
+	a.closers = a.closers[:n]
 	return errors.Join(errs...)
 }
 
@@ -110,16 +119,44 @@ func (a *agent) mark(name string) {
 	a.marks = append(a.marks, proto.Step{Name: name, At: sinceBoot()})
 }
 
+// open listens, and opens what it serves. An agent that cannot open its data
+// serves all the same: the host waits for its hello, and whoever asks for
+// anything is told why there is nothing.
 func (a *agent) open(ctx context.Context) error {
 	if err := a.listen(); err != nil {
 		return err
 	}
-	if a.DataError != "" {
+	switch {
+	case a.Boot != nil && a.Boot.Protocol != proto.Protocol:
+		// The host ends the boot at the hello. Until then nothing is started for a
+		// host that may mean something else by what it said.
+		a.refused = errdefs.New(errdefs.Unavailable, "the host speaks protocol %d (dhow %s), this agent %d (dhow %s)",
+			a.Boot.Protocol, a.Boot.Version, proto.Protocol, a.Version)
+	case a.DataError != "":
 		// Nothing is opened or made below the root: what would be written there is
-		// not on the data disk. Who asks for anything is told (see refusal).
-		a.Log.Error("the machine has no data disk", "err", a.DataError)
-		return nil
+		// not on the data disk.
+		a.refused = errdefs.New(errdefs.Unavailable, "the machine has no usable data disk: %s", a.DataError)
+	default:
+		listeners := len(a.closers)
+		err := a.openEngine(ctx)
+		if err == nil {
+			return nil
+		}
+		cerr := a.closeTo(listeners)
+		if ctx.Err() != nil {
+			return errors.Join(err, cerr)
+		}
+		if cerr != nil {
+			a.Log.Error("close what was opened", "err", cerr)
+		}
+		a.refused = errdefs.Wrap(errdefs.Unavailable, err, "the machine's engine cannot start: %s", errdefs.Sentence(err))
 	}
+	a.Log.Error("nothing is served but the reason", "err", a.refused)
+	return nil
+}
+
+// openEngine opens the engine and all that it works with.
+func (a *agent) openEngine(ctx context.Context) error {
 	for _, d := range []struct {
 		path string
 		perm fs.FileMode
@@ -238,7 +275,7 @@ func (a *agent) serve(ctx context.Context) error {
 			}
 		}()
 	}
-	handler := api.New(a.backends(), api.Options{Log: a.Log.With("part", "api"), Version: a.Version, Refuse: a.refusal()})
+	handler := api.New(a.backends(), api.Options{Log: a.Log.With("part", "api"), Version: a.Version, Refuse: a.refused})
 	a.server = api.NewServer(handler, a.Log)
 	a.server.BaseContext = func(net.Listener) context.Context { return ctx }
 	run(func() error {
@@ -285,22 +322,13 @@ func (a *agent) stopServing() {
 	}
 }
 
-// backends are what the API calls: the engine, or without a data disk no more
-// than what tells its version.
+// backends are what the API calls: the engine, or without one no more than what
+// tells its version.
 func (a *agent) backends() api.Backends {
 	if a.engine == nil {
 		return api.Backends{System: versionOnly{options: engine.Options{Version: a.Version, Commit: a.Commit, APIVersion: api.Version, MinAPIVersion: api.MinVersion}}}
 	}
 	return api.Backends{Containers: a.engine, Execs: a.engine, Images: a.engine, Networks: a.engine, System: a.engine}
-}
-
-// refusal is what requests that need the engine are answered with where there
-// is none.
-func (a *agent) refusal() error {
-	if a.DataError == "" {
-		return nil
-	}
-	return errdefs.New(errdefs.Unavailable, "the machine has no usable data disk: %s", a.DataError)
 }
 
 // versionOnly is the System of an agent without an engine. The API calls

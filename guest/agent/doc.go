@@ -6,7 +6,8 @@
 //
 //  1. listen (vsock in a machine, a unix socket on plain Linux): whoever
 //     connects from here on is served, if later;
-//  2. open the database, the store, the runtime, the network, the engine;
+//  2. open the database, the store, the runtime, the network, the engine; where
+//     that fails, 3 answers all requests with the reason, and 4 is left out;
 //  3. serve the API; in a machine, dial PortReady;
 //  4. load the images that the machine's own image carries (preload.go).
 //

@@ -15,6 +15,24 @@ import (
 	proto "dhow/proto/control"
 )
 
+// transport connects the machine with its host. testkit.Side is one, too.
+type transport interface {
+	Listen(port uint32) (net.Listener, error)
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+}
+
+type kernelVsock struct{}
+
+func (kernelVsock) Listen(port uint32) (net.Listener, error) { return vsock.Listen(port) }
+
+func (kernelVsock) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	c, err := vsock.Dial(ctx, port)
+	if err != nil {
+		return nil, err // not a nil Conn in an interface
+	}
+	return c, nil
+}
+
 // listen opens the agent's sockets before anything slow is done.
 func (a *agent) listen() (err error) {
 	if a.Boot == nil {
@@ -24,13 +42,16 @@ func (a *agent) listen() (err error) {
 		}
 		return err
 	}
-	ctl, err := vsock.Listen(proto.PortControl)
+	if a.vsock == nil {
+		a.vsock = kernelVsock{}
+	}
+	ctl, err := a.vsock.Listen(proto.PortControl)
 	if err != nil {
 		return fmt.Errorf("listen for the host: %w", err)
 	}
 	a.ctl = admit(ctl, a.Boot.Key, proto.PortControl)
 	a.onClose(func() error { return ignoreClosed(a.ctl.Close()) })
-	docker, err := vsock.Listen(proto.PortDocker)
+	docker, err := a.vsock.Listen(proto.PortDocker)
 	if err != nil {
 		return fmt.Errorf("listen for docker clients: %w", err)
 	}
@@ -182,7 +203,7 @@ func (a *agent) ready(ctx context.Context) error {
 }
 
 func (a *agent) stayReady(ctx context.Context) error {
-	c, err := vsock.Dial(ctx, proto.PortReady)
+	c, err := a.vsock.Dial(ctx, proto.PortReady)
 	if err != nil {
 		return err
 	}
