@@ -66,22 +66,23 @@ func fakeQEMU(mode string) int {
 	full := 0
 	for s := bufio.NewScanner(c); s.Scan(); {
 		command := s.Text()
+		reply := func(answer string) { fmt.Fprintln(c, withID(command, answer)) }
 		switch {
 		case strings.Contains(command, "query-status"):
 			status := "prelaunch"
 			if mode == "wrongstatus" {
 				status = "internal-error"
 			}
-			fmt.Fprintf(c, "{\"return\": {\"status\": %q}}\n", status)
+			reply(fmt.Sprintf(`{"return": {"status": %q}}`, status))
 			if mode == "stalls" {
 				time.Sleep(time.Minute)
 			}
 		case strings.Contains(command, "cont"):
 			if mode == "contfails" {
-				fmt.Fprintln(c, `{"error": {"class": "GenericError", "desc": "no disk"}}`)
+				reply(`{"error": {"class": "GenericError", "desc": "no disk"}}`)
 				continue
 			}
-			fmt.Fprintln(c, `{"return": {}}`)
+			reply(`{"return": {}}`)
 			fmt.Print("guest runs\n")
 			switch mode {
 			case "dies":
@@ -100,11 +101,11 @@ func fakeQEMU(mode string) int {
 				fmt.Fprintln(c, `{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}`)
 			}
 		case strings.Contains(command, "quit"):
-			fmt.Fprintln(c, `{"return": {}}`)
+			reply(`{"return": {}}`)
 			fmt.Fprintln(c, `{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}`)
 			return 0
 		default:
-			fmt.Fprintln(c, `{"return": {}}`)
+			reply(`{"return": {}}`)
 		}
 	}
 	_, _ = io.Copy(io.Discard, c)

@@ -10,16 +10,20 @@ import (
 	"sync"
 )
 
-// qmp is a client of QEMU's monitor protocol (docs/interop/qmp-spec.rst), for
-// one caller at a time.
+// qmp is a client of QEMU's monitor protocol (docs/interop/qmp-spec.rst). Each
+// command has an id, which its answer repeats. Its methods are safe for
+// concurrent use.
 type qmp struct {
 	conn    net.Conn
-	version [2]int // major, minor; known after handshake
+	version [2]int          // major, minor; known after handshake
+	hello   chan qmpMessage // the greeting, or what came in its place
 
-	mu      sync.Mutex // one command at a time
-	replies chan qmpMessage
-	done    chan struct{} // closed when the reader has ended
-	err     error         // why; set before done is closed
+	mu      sync.Mutex
+	last    int64                     // id of the last command; the first is 1
+	waiting map[int64]chan qmpMessage // by id: who waits for the answer
+
+	done chan struct{} // closed when the reader has ended
+	err  error         // why; set before done is closed
 }
 
 type qmpMessage struct {
@@ -28,6 +32,7 @@ type qmpMessage struct {
 			QEMU struct{ Major, Minor int }
 		}
 	}
+	ID     int64 // 0 for what answers no command
 	Return json.RawMessage
 	Error  *struct{ Class, Desc string }
 	Event  string
@@ -41,9 +46,9 @@ type qmpEvent struct {
 }
 
 // newQMP reads conn until it ends and calls event, in order, for each event;
-// event must not call Execute. Close waits for it.
+// event must not call execute. Close waits for it.
 func newQMP(conn net.Conn, event func(qmpEvent)) *qmp {
-	q := &qmp{conn: conn, replies: make(chan qmpMessage, 1), done: make(chan struct{})}
+	q := &qmp{conn: conn, hello: make(chan qmpMessage, 1), waiting: map[int64]chan qmpMessage{}, done: make(chan struct{})}
 	go q.read(event)
 	return q
 }
@@ -51,7 +56,7 @@ func newQMP(conn net.Conn, event func(qmpEvent)) *qmp {
 func (q *qmp) read(event func(qmpEvent)) {
 	defer close(q.done)
 	d := json.NewDecoder(q.conn)
-	for {
+	for greeted := false; ; {
 		var m qmpMessage
 		if err := d.Decode(&m); err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
@@ -64,34 +69,45 @@ func (q *qmp) read(event func(qmpEvent)) {
 			event(qmpEvent{m.Event, m.Data})
 			continue
 		}
-		select {
-		case q.replies <- m:
-		default: // an answer that nobody waits for any more
+		if !greeted {
+			greeted = true
+			q.hello <- m
+			continue
+		}
+		q.mu.Lock()
+		answer := q.waiting[m.ID]
+		delete(q.waiting, m.ID)
+		q.mu.Unlock()
+		if answer != nil { // else nobody waits for it, or not any more
+			answer <- m
 		}
 	}
 }
 
 var errQMPEnded = errors.New("QEMU has closed its monitor")
 
-func (q *qmp) next(ctx context.Context) (qmpMessage, error) {
+// next waits for the message that comes by the channel.
+func (q *qmp) next(ctx context.Context, from <-chan qmpMessage) (qmpMessage, error) {
 	select {
-	case m := <-q.replies:
+	case m := <-from:
+		return m, nil
+	case <-q.done:
+	case <-ctx.Done():
+	}
+	select {
+	case m := <-from: // it came before the end
 		return m, nil
 	default:
 	}
-	select {
-	case m := <-q.replies:
-		return m, nil
-	case <-q.done:
-		return qmpMessage{}, q.err
-	case <-ctx.Done():
+	if ctx.Err() != nil {
 		return qmpMessage{}, ctx.Err()
 	}
+	return qmpMessage{}, q.err
 }
 
 // handshake takes the greeting and leaves negotiation mode.
 func (q *qmp) handshake(ctx context.Context) error {
-	m, err := q.next(ctx)
+	m, err := q.next(ctx, q.hello)
 	if err != nil {
 		return err
 	}
@@ -104,12 +120,17 @@ func (q *qmp) handshake(ctx context.Context) error {
 
 // execute runs a command and decodes what it returns into result (nil to drop it).
 func (q *qmp) execute(ctx context.Context, command string, result any) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if err := q.send(command); err != nil {
+	answer := make(chan qmpMessage, 1) // the reader never waits
+	id, err := q.write(command, answer)
+	defer func() {
+		q.mu.Lock()
+		delete(q.waiting, id)
+		q.mu.Unlock()
+	}()
+	if err != nil {
 		return err
 	}
-	m, err := q.next(ctx)
+	m, err := q.next(ctx, answer)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: %w", command, err)
@@ -121,10 +142,23 @@ func (q *qmp) execute(ctx context.Context, command string, result any) error {
 	return json.Unmarshal(m.Return, result)
 }
 
-// send writes a command without waiting for the answer.
+// send runs a command without waiting for the answer.
 func (q *qmp) send(command string) error {
-	_, err := fmt.Fprintf(q.conn, "{\"execute\":%q}\n", command)
+	_, err := q.write(command, nil)
 	return err
+}
+
+// write writes a command, whose answer goes to answer (nil to drop it).
+func (q *qmp) write(command string, answer chan qmpMessage) (id int64, err error) {
+	q.mu.Lock()
+	q.last++
+	id = q.last
+	if answer != nil {
+		q.waiting[id] = answer
+	}
+	q.mu.Unlock()
+	_, err = fmt.Fprintf(q.conn, "{\"execute\":%q,\"id\":%d}\n", command, id)
+	return id, err
 }
 
 // close ends the connection and waits for the reader.

@@ -3,6 +3,7 @@ package qemu
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +11,22 @@ import (
 	"testing"
 	"time"
 )
+
+// withID makes reply, lines of JSON, the answer to command, as QEMU does: what is
+// no event gets the command's id.
+func withID(command, reply string) string {
+	var c struct{ ID json.RawMessage }
+	if json.Unmarshal([]byte(command), &c) != nil || c.ID == nil {
+		return reply
+	}
+	lines := strings.Split(reply, "\n")
+	for i, l := range lines {
+		if strings.HasPrefix(l, `{"return"`) || strings.HasPrefix(l, `{"error"`) {
+			lines[i] = `{"id": ` + string(c.ID) + `, ` + l[1:]
+		}
+	}
+	return strings.Join(lines, "\n")
+}
 
 // monitor plays QEMU's side: it greets, then answers each command by answer.
 func monitor(t *testing.T, greeting string, answer func(command string) string) (*qmp, chan qmpEvent) {
@@ -27,7 +44,7 @@ func monitor(t *testing.T, greeting string, answer func(command string) string) 
 			if a == "" {
 				return
 			}
-			if _, err := fmt.Fprintln(theirs, a); err != nil {
+			if _, err := fmt.Fprintln(theirs, withID(s.Text(), a)); err != nil {
 				return
 			}
 		}
@@ -65,7 +82,7 @@ func TestQMP(t *testing.T) {
 	if err := q.execute(t.Context(), "cont", nil); err == nil || !strings.Contains(err.Error(), "no disk") {
 		t.Errorf("cont: %v", err)
 	}
-	if got, want := strings.Join(commands, " "), `{"execute":"qmp_capabilities"} {"execute":"query-status"} {"execute":"cont"}`; got != want {
+	if got, want := strings.Join(commands, " "), `{"execute":"qmp_capabilities","id":1} {"execute":"query-status","id":2} {"execute":"cont","id":3}`; got != want {
 		t.Errorf("commands %s, want %s", got, want)
 	}
 }
@@ -96,5 +113,47 @@ func TestQMPObeysTheContext(t *testing.T) {
 	defer cancel()
 	if err := q.handshake(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("handshake with a silent QEMU: %v", err)
+	}
+}
+
+// The answer to a command that nobody waits for is not another command's.
+func TestQMPAnswersAreTheirOwn(t *testing.T) {
+	slow := make(chan struct{})
+	q, _ := monitor(t, greeting, func(c string) string {
+		switch {
+		case strings.Contains(c, "query-block"):
+			<-slow
+			return `{"return": {"status": "stale"}}`
+		case strings.Contains(c, "cont"):
+			return `{"error": {"class": "GenericError", "desc": "stale"}}`
+		case strings.Contains(c, "query-status"):
+			return `{"return": {"status": "prelaunch"}}`
+		}
+		return `{"return": {}}`
+	})
+	if err := q.handshake(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := q.send("cont"); err != nil {
+			t.Fatal(err)
+		}
+		var status struct{ Status string }
+		if err := q.execute(t.Context(), "query-status", &status); err != nil || status.Status != "prelaunch" {
+			t.Fatalf("after a command that was only sent: %+v, %v", status, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := q.execute(ctx, "query-block", nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("a silent QEMU: %v", err)
+	}
+	close(slow)
+	var status struct{ Status string }
+	if err := q.execute(t.Context(), "query-status", &status); err != nil || status.Status != "prelaunch" {
+		t.Fatalf("after a command that was given up: %+v, %v", status, err)
+	}
+	if len(q.waiting) > 0 {
+		t.Errorf("still waiting: %v", q.waiting)
 	}
 }
