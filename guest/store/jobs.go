@@ -50,6 +50,8 @@ type layerJob struct {
 	err    error
 	usage  snapshot.Usage
 
+	reserved int64 // bytes of Store.memory; used by run only
+
 	// Guarded by Store.mu.
 	refs int
 
@@ -207,7 +209,28 @@ func (j *layerJob) run(ctx context.Context) {
 	close(j.done)
 }
 
+// maxUnpackMemory bounds, in bytes, what all layers that are being unpacked
+// keep in memory. One alone may take layer.DefaultLimits.
+const maxUnpackMemory = 192 << 20
+
+// reserve counts memory for the job's layer.
+func (j *layerJob) reserve(n int64) error {
+	j.reserved += n
+	if j.s.memory.Add(n) > maxUnpackMemory {
+		return errdefs.New(errdefs.Unavailable,
+			"the directories of the layers that are being unpacked take more than %d MiB of memory", maxUnpackMemory>>20)
+	}
+	return nil
+}
+
+// unreserve gives back what the layer's Tree took, which must be dropped.
+func (j *layerJob) unreserve() {
+	j.s.memory.Add(-j.reserved)
+	j.reserved = 0
+}
+
 func (j *layerJob) make(ctx context.Context) error {
+	defer j.unreserve()
 	dir, err := j.s.snaps.Dir(ctx, j.key)
 	if err != nil {
 		return err
@@ -259,7 +282,7 @@ func (j *layerJob) stream(ctx context.Context, dir string) (u layer.Unpacked, er
 		return u, err
 	}
 	defer unlock()
-	o := layer.Options{Limits: j.s.limits}
+	o := layer.Options{Limits: j.s.limits, Reserve: j.reserve}
 	if o.Lower, err = j.knownLower(ctx); err != nil {
 		return u, err
 	}
@@ -283,6 +306,7 @@ func (j *layerJob) stream(ctx context.Context, dir string) (u layer.Unpacked, er
 		// Bytes put together from several responses do not fit: once more, from
 		// the start. A mismatch of one response alone is final.
 		j.s.log.Warn("a resumed download does not match its digest, starting over", "blob", j.w.blob.Digest)
+		j.unreserve()
 		if err := empty(dir); err != nil {
 			return u, err
 		}
@@ -407,10 +431,11 @@ func (j *layerJob) fromContent(ctx context.Context, dir string, o layer.Options)
 
 // again unpacks the layer anew, now that what it lies on is known.
 func (j *layerJob) again(ctx context.Context, dir string, lower *layer.Lower) (layer.Unpacked, error) {
+	j.unreserve()
 	if err := empty(dir); err != nil {
 		return layer.Unpacked{}, err
 	}
-	return j.fromContent(ctx, dir, layer.Options{Lower: lower, Limits: j.s.limits})
+	return j.fromContent(ctx, dir, layer.Options{Lower: lower, Limits: j.s.limits, Reserve: j.reserve})
 }
 
 // empty removes all that is in a directory.

@@ -31,6 +31,8 @@ import (
 const (
 	maxArchiveFiles = 200_000
 	maxArchiveJSON  = 16 << 20 // bytes of manifest.json, index.json
+	maxArchiveName  = 4096     // bytes of a file's name, or of a link's target
+	maxArchiveNames = 32 << 20 // bytes of all names
 )
 
 // Load reads an archive of images: an OCI layout or what docker save writes, of
@@ -91,6 +93,7 @@ type loader struct {
 	feed  *feed
 	files map[string]ocispec.Descriptor // by clean path: digest and size
 	links map[string]string
+	names int // bytes of the names above
 }
 
 // archived is an image that the archive holds.
@@ -117,7 +120,14 @@ func (l *loader) read(ctx context.Context, r io.Reader) error {
 		if n >= maxArchiveFiles {
 			return errdefs.New(errdefs.Invalid, "the archive has more than %d files", maxArchiveFiles)
 		}
+		if len(h.Name) > maxArchiveName || len(h.Linkname) > maxArchiveName {
+			return errdefs.New(errdefs.Invalid, "the archive has a name of more than %d bytes", maxArchiveName)
+		}
+		// Joined, the names are copies: h's are parts of a header of up to 1 MiB.
 		name := path.Clean("/" + h.Name)[1:]
+		if l.names += len(name) + len(h.Linkname); l.names > maxArchiveNames {
+			return errdefs.New(errdefs.Invalid, "the names in the archive take more than %d bytes", maxArchiveNames)
+		}
 		switch h.Typeflag {
 		case tar.TypeReg:
 			if err := l.store(ctx, name, tr, h.Size); err != nil {

@@ -363,6 +363,44 @@ func TestRemoveFollowsDockersRules(t *testing.T) {
 	}
 }
 
+func TestUnpackingIsRefusedWhereMemoryIsShort(t *testing.T) {
+	e := newEnv(t)
+	files := layoutFiles(t, Image(t, runtime.GOARCH, Gzip(baseLayer)), "app")
+	e.UnpackMemory(store.MaxUnpackMemory)
+	if _, err := e.load(files...); !errdefs.Is(err, errdefs.Unavailable) {
+		t.Errorf("err = %v, want Unavailable", err)
+	}
+	e.UnpackMemory(-store.MaxUnpackMemory)
+	if _, err := e.load(files...); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNamesOfAnArchiveAreBounded(t *testing.T) {
+	e := newEnv(t)
+	long := strings.Repeat("n", 4000)
+	many := make([]File, 8500)
+	for i := range many {
+		many[i] = File{Name: fmt.Sprintf("%s%d", long, i), Link: "x"}
+	}
+	for what, c := range map[string]struct {
+		files []File
+		want  string
+	}{
+		"name":          {[]File{{Name: strings.Repeat("n/", 2048) + "x", Data: "x"}}, "4096 bytes"},
+		"link's target": {[]File{{Name: "l", Link: strings.Repeat("n", 4097)}}, "4096 bytes"},
+		"all names":     {many, "33554432 bytes"},
+		"enough names":  {many[:1000], "holds no image"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			_, err := e.load(c.files...)
+			if !errdefs.Is(err, errdefs.Invalid) || !strings.Contains(errdefs.Sentence(err), c.want) {
+				t.Errorf("err = %v, want Invalid with %q", err, c.want)
+			}
+		})
+	}
+}
+
 func TestAContainerKeepsItsLayers(t *testing.T) {
 	e := newEnv(t)
 	ctx := t.Context()

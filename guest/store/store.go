@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 
@@ -56,6 +57,7 @@ type Store struct {
 	log     *slog.Logger
 
 	streams chan struct{} // one token per layer that is being streamed
+	memory  atomic.Int64  // bytes that the layers being unpacked take; see reserve
 	blobs   keyLock       // one download per blob
 
 	ctx  context.Context // of the work that is shared between callers; ends with Close

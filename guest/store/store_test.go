@@ -62,6 +62,9 @@ func (e *env) close() {
 	if err := e.Store.Close(); err != nil {
 		e.t.Error(err)
 	}
+	if n := e.UnpackMemory(0); n != 0 {
+		e.t.Errorf("%d bytes of memory are counted for layers that nobody unpacks", n)
+	}
 	if err := e.db.Close(); err != nil {
 		e.t.Error(err)
 	}

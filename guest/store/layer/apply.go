@@ -4,6 +4,7 @@ package layer
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,26 +20,31 @@ import (
 	"dhow/internal/errdefs"
 )
 
-// Limits bound what one layer may unpack to.
+// Limits bound what one layer may unpack to. A field that is zero is as in
+// DefaultLimits.
 type Limits struct {
 	Entries int   // tar entries
 	Bytes   int64 // bytes of files as ls counts them, so that holes count too
 	Path    int   // bytes of one path
+	Memory  int64 // bytes for the names and attributes of its directories and whiteouts
 }
 
 // DefaultLimits returns the limits for images from anywhere: far above what
 // real images hold, low enough to end.
 func DefaultLimits() Limits {
-	return Limits{Entries: 20_000_000, Bytes: 512 << 30, Path: unix.PathMax}
+	return Limits{Entries: 20_000_000, Bytes: 512 << 30, Path: unix.PathMax, Memory: 128 << 20}
 }
 
 // Options say how to apply a layer.
 type Options struct {
 	// Lower is what the layer lies on; nil if that is not known yet. A base
 	// layer has one without directories.
-	Lower *Lower
-	// Limits are DefaultLimits if they are zero.
+	Lower  *Lower
 	Limits Limits
+	// Reserve is told how many bytes of memory the layer takes, as it grows, or
+	// fewer if n is negative; they are free when its Tree is dropped. It bounds
+	// several layers together: an error from it ends Apply. It may be nil.
+	Reserve func(n int64) error
 }
 
 // ErrNeedsParent says that a layer cannot be unpacked without knowing what it
@@ -65,8 +71,10 @@ func (t *Tree) Usage() snapshot.Usage { return t.usage }
 // reads r to its end and returns what Finish needs. The files are not synced.
 // On an error dir holds a part of the layer; the caller discards it.
 func Apply(ctx context.Context, dir string, r io.Reader, o Options) (*Tree, error) {
-	if o.Limits == (Limits{}) {
-		o.Limits = DefaultLimits()
+	d := DefaultLimits()
+	o.Limits = Limits{
+		Entries: cmp.Or(o.Limits.Entries, d.Entries), Bytes: cmp.Or(o.Limits.Bytes, d.Bytes),
+		Path: cmp.Or(o.Limits.Path, d.Path), Memory: cmp.Or(o.Limits.Memory, d.Memory),
 	}
 	fd, err := openDir(unix.AT_FDCWD, dir)
 	if err != nil {
@@ -78,7 +86,7 @@ func Apply(ctx context.Context, dir string, r io.Reader, o Options) (*Tree, erro
 			dir: dir, root: root, dirs: map[string]*node{"": root}, known: o.Lower != nil,
 			implied: make(map[string]struct{}), usage: snapshot.Usage{Inodes: 1, Size: block},
 		},
-		lower: o.Lower, limits: o.Limits, left: o.Limits.Bytes,
+		lower: o.Lower, limits: o.Limits, left: o.Limits.Bytes, reserve: o.Reserve,
 	}
 	buf := bufPool.Get().(*[]byte)
 	defer bufPool.Put(buf)
@@ -140,12 +148,14 @@ func discard(r io.Reader, limit int64) error {
 // applier is the state of one Apply.
 type applier struct {
 	Tree
-	lower  *Lower
-	limits Limits
-	left   int64 // bytes that files may still have
-	buf    []byte
-	lru    lruList
-	pinned *node // stays open
+	lower   *Lower
+	limits  Limits
+	left    int64 // bytes that files may still have
+	memory  int64 // bytes that are charged; see charge
+	reserve func(int64) error
+	buf     []byte
+	lru     lruList
+	pinned  *node // stays open
 }
 
 func (a *applier) run(ctx context.Context, tr *tar.Reader) error {
@@ -190,6 +200,10 @@ func printable(name string) string {
 	return fmt.Sprintf("%q", name)
 }
 
+func pathTooLong(n, limit int) error {
+	return errdefs.New(errdefs.Invalid, "a path in the layer has %d bytes: at most %d are allowed", n, limit)
+}
+
 func tooLarge() error { return errdefs.New(errdefs.Invalid, "layer is larger than the limit") }
 
 const (
@@ -208,7 +222,7 @@ func (a *applier) clean(name string) (string, error) {
 		return "", errdefs.New(errdefs.Invalid, "a path in the layer leads out of it: %s", printable(name))
 	}
 	if len(p) > a.limits.Path {
-		return "", errdefs.New(errdefs.Invalid, "a path in the layer has %d bytes: at most %d are allowed", len(p), a.limits.Path)
+		return "", pathTooLong(len(p), a.limits.Path)
 	}
 	if p == "." {
 		p = ""
@@ -229,7 +243,7 @@ func (a *applier) entry(h *tar.Header, r io.Reader) error {
 		if h.Typeflag != tar.TypeDir {
 			return errdefs.New(errdefs.Invalid, "the root of a layer is not a directory")
 		}
-		return a.root.describe(h)
+		return a.describe(a.root, h)
 	}
 	dirPath, base := path.Split(p)
 	dirPath = strings.TrimSuffix(dirPath, "/")
@@ -278,10 +292,15 @@ func (a *applier) whiteout(dir *node, base string) error {
 	}
 	switch err := unix.Mknodat(fd, base, unix.S_IFCHR, 0); err {
 	case nil:
+		cost := nameCost + int64(len(base))
 		if dir.whiteouts == nil {
 			dir.whiteouts = make(map[string]struct{})
+			cost += whiteoutCost
 		}
-		dir.whiteouts[base] = struct{}{}
+		if err := a.charge(cost); err != nil {
+			return err
+		}
+		dir.whiteouts[strings.Clone(base)] = struct{}{} // not a part of the tar header
 	case unix.EEXIST: // an entry of this layer, which hides it as well
 	default:
 		return sysError("whiteout", err)
@@ -290,6 +309,9 @@ func (a *applier) whiteout(dir *node, base string) error {
 }
 
 func sysError(op string, err error) error {
+	if _, ok := err.(unix.Errno); !ok {
+		return err
+	}
 	switch err {
 	case unix.ENAMETOOLONG, unix.EINVAL, unix.EILSEQ:
 		return errdefs.Wrap(errdefs.Invalid, os.NewSyscallError(op, err), "the layer holds a name that cannot be used")

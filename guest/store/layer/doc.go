@@ -37,6 +37,7 @@
 // its parent's descriptor with O_NOFOLLOW, symbolic links are resolved here,
 // and `..` stops at the root. An entry or hard link whose path leads out of
 // the root by itself is an error. overlayfs' own attributes and device 0:0 are
-// not accepted from a tar. Limits bound entries, bytes and path lengths; all
+// not accepted from a tar. Limits bound entries, bytes, path lengths and the
+// memory that names and attributes take, which is charged as it grows; all
 // of these are errors of class Invalid, never panics.
 package layer

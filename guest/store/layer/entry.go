@@ -93,7 +93,7 @@ func (a *applier) directory(dir *node, base string, h *tar.Header) error {
 			return sysError("mkdir", err)
 		}
 	}
-	return n.describe(h)
+	return a.describe(n, h)
 }
 
 func (a *applier) file(dir *node, at int, base string, h *tar.Header, m metadata, r io.Reader) error {
@@ -351,22 +351,17 @@ func (a *applier) removeTree(fd int, name string) error {
 		return sysError("open", err)
 	}
 	f := os.NewFile(uintptr(sub), name)
-	names, err := f.Readdirnames(-1)
-	for _, c := range names {
+	err = eachName(f, func(c string) error {
 		var st unix.Stat_t
-		if err == nil {
-			err = unix.Fstatat(sub, c, &st, unix.AT_SYMLINK_NOFOLLOW)
-		}
-		if err != nil {
-			break
+		if err := unix.Fstatat(sub, c, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			err = a.removeTree(sub, c)
-			continue
+			return a.removeTree(sub, c)
 		}
 		a.forget(&st)
-		err = unix.Unlinkat(sub, c, 0)
-	}
+		return unix.Unlinkat(sub, c, 0)
+	})
 	a.usage.Inodes--
 	a.usage.Size -= block
 	err = errors.Join(err, f.Close())
@@ -374,4 +369,23 @@ func (a *applier) removeTree(fd int, name string) error {
 		return sysError("remove", err)
 	}
 	return sysError("rmdir", unix.Unlinkat(fd, name, unix.AT_REMOVEDIR))
+}
+
+// eachName calls fn for the names in a directory, until it fails. It never has
+// more than some of them in memory: a layer can hold millions in one directory.
+func eachName(dir *os.File, fn func(string) error) error {
+	for {
+		names, err := dir.Readdirnames(512)
+		for _, name := range names {
+			if err := fn(name); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }

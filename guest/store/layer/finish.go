@@ -18,10 +18,12 @@ func (n *node) seal(fd int) error {
 			return fmt.Errorf("make %s opaque: %w", printable(n.path), os.NewSyscallError("setxattr", err))
 		}
 	}
-	if n.explicit {
-		return n.meta.set(fd)
+	if !n.explicit {
+		return nil
 	}
-	return nil
+	err := n.meta.set(fd)
+	n.meta.xattrs = nil // they are on disk; a later seal restores the times
+	return err
 }
 
 func (t *Tree) seal(n *node) error {
@@ -61,36 +63,37 @@ func (t *Tree) Finish(ctx context.Context, lower *Lower) error {
 			return err
 		}
 	}
-	stale := make(map[*node]struct{}) // directories whose times were changed
 	for _, n := range t.dirs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if !n.explicit {
+		stale := !n.explicit
+		if stale {
 			if err := t.inherit(n, lower); err != nil {
 				return err
 			}
-			stale[n] = struct{}{}
 		}
 		if len(n.whiteouts) > 0 {
 			if err := t.pruneWhiteouts(n, lower); err != nil {
 				return err
 			}
-			stale[n] = struct{}{}
+			stale = true // its times were changed
 		}
-	}
-	if t.rootGone {
-		if err := t.hideRoot(lower); err != nil {
-			return err
+		if !stale {
+			continue
 		}
-		stale[t.root] = struct{}{}
-	}
-	for n := range stale {
+		// At once: attributes that were inherited are kept by nobody.
 		if err := t.seal(n); err != nil {
 			return err
 		}
 	}
-	return nil
+	if !t.rootGone {
+		return nil
+	}
+	if err := t.hideRoot(lower); err != nil {
+		return err
+	}
+	return t.seal(t.root)
 }
 
 // checkLinks fails with ErrNeedsParent if a directory that was made on the way
@@ -164,27 +167,20 @@ func (t *Tree) pruneWhiteouts(n *node, lower *Lower) error {
 
 // hideRoot hides all that the layers below have, name by name.
 func (t *Tree) hideRoot(lower *Lower) error {
-	names, err := lower.names()
-	if err != nil {
-		return err
-	}
 	fd, err := t.openNode(t.root)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	for _, name := range names {
+	return lower.names(func(name string) error {
 		if n := t.dirs[name]; n != nil {
 			n.opaque = true
-			if err := t.seal(n); err != nil {
-				return err
-			}
-			continue
+			return t.seal(n)
 		}
 		err := unix.Mknodat(fd, name, unix.S_IFCHR, 0)
 		if err != nil && err != unix.EEXIST {
 			return os.NewSyscallError("whiteout", err)
 		}
-	}
-	return nil
+		return nil
+	})
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -180,17 +181,49 @@ func TestLimits(t *testing.T) {
 	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
 	sparse.Write(h)
 	sparse.Write(make([]byte, 1024))
+	little := layer.Limits{Memory: 20_000}
+	attr := func(name string, n int) []byte {
+		return Tar(File{Name: "d/", Xattr: map[string]string{"user." + name: strings.Repeat("v", n)}})
+	}
+	few, many := map[string]string{}, map[string]string{}
+	for i := range 100 {
+		many[fmt.Sprintf("user.%d", i)] = strings.Repeat("v", 1000)
+	}
+	few["user.a"] = strings.Repeat("v", 1000)
+	times := func(n int, f func(i int) File) []byte {
+		files := make([]File, n)
+		for i := range files {
+			files[i] = f(i)
+		}
+		return Tar(files...)
+	}
+	half := strings.Repeat("d/", 30)
 	for what, c := range map[string]struct {
 		stream []byte
 		limits layer.Limits
 		ok     bool
 	}{
-		"bytes":        {big, layer.Limits{Entries: 10, Bytes: 1000, Path: 100}, false},
-		"enough bytes": {big, layer.Limits{Entries: 10, Bytes: 1 << 20, Path: 100}, true},
-		"entries":      {big, layer.Limits{Entries: 1, Bytes: 1 << 20, Path: 100}, false},
-		"path":         {Tar(File{Name: strings.Repeat("a/", 60) + "b"}), layer.Limits{Entries: 10, Bytes: 1 << 20, Path: 100}, false},
-		"a hole":       {sparse.Bytes(), layer.Limits{}, false},
-		"what follows": {append(Tar(), make([]byte, 1<<20)...), layer.Limits{Entries: 1, Bytes: 1000, Path: 100}, false},
+		"bytes":                       {big, layer.Limits{Entries: 10, Bytes: 1000, Path: 100}, false},
+		"enough bytes":                {big, layer.Limits{Entries: 10, Bytes: 1 << 20, Path: 100}, true},
+		"entries":                     {big, layer.Limits{Entries: 1, Bytes: 1 << 20, Path: 100}, false},
+		"path":                        {Tar(File{Name: strings.Repeat("a/", 60) + "b"}), layer.Limits{Entries: 10, Bytes: 1 << 20, Path: 100}, false},
+		"a hole":                      {sparse.Bytes(), layer.Limits{}, false},
+		"attribute's name":            {attr(strings.Repeat("n", 251), 1), layer.Limits{}, false},
+		"attribute's value":           {attr("n", 64<<10+1), layer.Limits{}, false},
+		"attributes":                  {Tar(File{Name: "d/", Xattr: many}), layer.Limits{}, false},
+		"attributes of a file":        {Tar(File{Name: "f", Xattr: many}), layer.Limits{}, false},
+		"memory: few directories":     {times(30, func(i int) File { return File{Name: fmt.Sprintf("d%d/", i)} }), little, true},
+		"memory: directories":         {times(60, func(i int) File { return File{Name: fmt.Sprintf("d%d/", i)} }), little, false},
+		"memory: implied directories": {times(60, func(i int) File { return File{Name: fmt.Sprintf("d%d/f", i)} }), little, false},
+		"memory: long paths": {times(15, func(i int) File {
+			return File{Name: fmt.Sprintf("%s%d/", strings.Repeat("n", 250)+"/", i) + strings.Repeat("m", 250) + "/"}
+		}), little, false},
+		"memory: whiteouts":            {times(300, func(i int) File { return File{Name: fmt.Sprintf(".wh.d%d", i)} }), little, false},
+		"memory: attributes":           {times(20, func(i int) File { return File{Name: fmt.Sprintf("d%d/", i), Xattr: few} }), little, false},
+		"memory: attributes again":     {times(60, func(int) File { return File{Name: "d/", Xattr: few} }), little, true},
+		"memory: attributes of a file": {times(60, func(i int) File { return File{Name: fmt.Sprintf("f%d", i), Xattr: few} }), little, true},
+		"path through links":           {Tar(File{Name: half}, File{Name: "l", Link: half}, File{Name: "l/" + half}), layer.Limits{Path: 100}, false},
+		"what follows":                 {append(Tar(), make([]byte, 1<<20)...), layer.Limits{Entries: 1, Bytes: 1000, Path: 100}, false},
 	} {
 		t.Run(what, func(t *testing.T) {
 			c2 := newCage(t)
@@ -200,6 +233,112 @@ func TestLimits(t *testing.T) {
 			}
 			c2.check()
 		})
+	}
+}
+
+// heap returns the bytes of memory in use.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestMemory compares what is charged with what is taken.
+func TestMemory(t *testing.T) {
+	const n = 1000
+	for what, name := range map[string]string{
+		"directories": "directory-%d/", "implied": "directory-%d/f", "whiteouts": ".wh.d%d",
+		"a whiteout each": "directory-%d/.wh.x", "deep": strings.Repeat("n/", 30) + "%d/",
+	} {
+		t.Run(what, func(t *testing.T) {
+			c := newCage(t)
+			heap() // what earlier tests left in pools
+			files := make([]File, n)
+			for i := range files {
+				files[i].Name = fmt.Sprintf(name, i)
+				if what == "directories" {
+					files[i].Xattr = map[string]string{"user.a": strings.Repeat("v", i%300), "user.b": "1"}
+				}
+			}
+			var charged, most int64
+			stream := bytes.NewReader(Tar(files...))
+			before := heap()
+			var during int64
+			// Reserve is asked while all is kept; sealed directories let their
+			// attributes go.
+			o := layer.Options{Lower: &layer.Lower{}, Reserve: func(n int64) error {
+				if charged += n; charged-most > 50_000 {
+					most, during = charged, max(during, heap()-before-charged)
+				}
+				return nil
+			}}
+			tree, err := layer.Apply(t.Context(), c.dir, stream, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			after := heap() - before
+			runtime.KeepAlive(tree)
+			runtime.KeepAlive(files)
+			runtime.KeepAlive(stream)
+			if most == 0 || after == 0 {
+				t.Fatal("nothing was measured")
+			}
+			// The tar reader and the copy buffer are not the layer's.
+			if slack := int64(300_000); after > charged+slack || during > slack {
+				t.Errorf("charged %d bytes, kept %d; at most %d too many on the way", charged, after, during)
+			}
+			if after < charged/5 {
+				t.Errorf("charged %d bytes, kept %d only", charged, after)
+			}
+		})
+	}
+}
+
+// TestHeadersAreNotKept gives every entry a header of almost 1 MiB, of which
+// only a name of some bytes is of use.
+func TestHeadersAreNotKept(t *testing.T) {
+	c := newCage(t)
+	junk := strings.Repeat("j", 1<<20-1000)
+	const n = 60
+	r, w := io.Pipe()
+	go func() {
+		tw := tar.NewWriter(w)
+		for i := range n {
+			for _, h := range []tar.Header{
+				{Name: fmt.Sprintf("dé%d/", i), Typeflag: tar.TypeDir, PAXRecords: map[string]string{"SCHILY.xattr.user.a": "1"}},
+				{Name: fmt.Sprintf(".wh.é%d", i), Typeflag: tar.TypeReg, PAXRecords: map[string]string{}},
+			} {
+				h.Format, h.PAXRecords["JUNK.comment"] = tar.FormatPAX, junk
+				if err := tw.WriteHeader(&h); err != nil {
+					w.CloseWithError(err)
+					return
+				}
+			}
+		}
+		w.CloseWithError(tw.Close())
+	}()
+	defer r.Close()
+	before := heap()
+	tree, err := layer.Apply(t.Context(), c.dir, r, base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after := heap() - before; after > 20<<20 {
+		t.Errorf("%d MiB are kept of %d entries", after>>20, 2*n)
+	}
+	if err := tree.Finish(t.Context(), &layer.Lower{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestReserveEndsApply(t *testing.T) {
+	c := newCage(t)
+	full := errors.New("full")
+	o := base
+	o.Reserve = func(int64) error { return full }
+	if err := c.apply(Tar(File{Name: "d/"}), o); !errors.Is(err, full) {
+		t.Errorf("err = %v", err)
 	}
 }
 

@@ -121,33 +121,39 @@ func isOpaque(fd int) bool {
 	return err == nil && n == 1 && v[0] == 'y'
 }
 
-// names returns the names in the root of the merged tree.
-func (l *Lower) names() ([]string, error) {
-	seen := make(map[string]bool) // false: hidden by a whiteout
-	var out []string
-	for _, root := range l.roots {
+// names calls fn for the names in the root of the merged tree, until it fails.
+// A name that a layer has is not looked for in those below it.
+func (l *Lower) names(fn func(string) error) error {
+	for i, root := range l.roots {
 		fd, err := openDir(root, ".")
 		if err != nil {
-			return nil, os.NewSyscallError("open", err)
+			return os.NewSyscallError("open", err)
 		}
 		f := os.NewFile(uintptr(fd), "")
-		names, err := f.Readdirnames(-1)
-		for _, name := range names {
-			if _, ok := seen[name]; ok || err != nil {
-				continue
-			}
+		err = eachName(f, func(name string) error {
 			var st unix.Stat_t
-			err = unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
-			seen[name] = !isWhiteout(&st)
-			if seen[name] {
-				out = append(out, name)
+			for _, above := range l.roots[:i] {
+				switch err := unix.Fstatat(above, name, &st, unix.AT_SYMLINK_NOFOLLOW); err {
+				case nil:
+					return nil
+				case unix.ENOENT:
+				default:
+					return os.NewSyscallError("stat", err)
+				}
 			}
-		}
+			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return os.NewSyscallError("stat", err)
+			}
+			if isWhiteout(&st) {
+				return nil
+			}
+			return fn(name)
+		})
 		if err = errors.Join(err, f.Close()); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // parentFD opens the directory that holds the entry; the caller closes it.

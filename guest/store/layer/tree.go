@@ -65,10 +65,17 @@ func (n *node) hidden() bool {
 func (n *node) name() string { return n.path[strings.LastIndexByte(n.path, '/')+1:] }
 
 // describe takes the directory's metadata from its entry.
-func (n *node) describe(h *tar.Header) (err error) {
-	n.explicit = true
-	n.meta, err = metadataOf(h)
-	return err
+func (a *applier) describe(n *node, h *tar.Header) error {
+	m, err := metadataOf(h)
+	if err != nil {
+		return err
+	}
+	if err := a.charge(m.cost() - n.meta.cost()); err != nil {
+		return err
+	}
+	m.own()
+	n.explicit, n.meta = true, m
+	return nil
 }
 
 func metadataOf(h *tar.Header) (m metadata, err error) {
@@ -80,10 +87,15 @@ func metadataOf(h *tar.Header) (m metadata, err error) {
 	if !h.AccessTime.IsZero() {
 		m.atime = timespec(h.AccessTime)
 	}
+	total := 0
 	for k, v := range h.PAXRecords {
 		name, ok := strings.CutPrefix(k, "SCHILY.xattr.")
 		if !ok || strings.HasPrefix(name, "trusted.overlay.") {
 			continue // overlayfs' own attributes are not a layer's to set
+		}
+		total += len(name) + len(v)
+		if err := checkXattr(name, v, total); err != nil {
+			return m, err
 		}
 		m.xattrs = append(m.xattrs, xattr{name, v})
 	}
@@ -194,14 +206,20 @@ func (a *applier) step(cur *node, c string, mkdir bool) (target string, n *node,
 	if !mkdir {
 		return "", nil, nil
 	}
-	if !replaced && !cur.hidden() {
-		a.implied[cur.join(c)] = struct{}{}
+	hidden := cur.hidden()
+	if n, err = a.mkdir(cur, fd, c); err != nil {
+		return "", nil, err
 	}
-	n, err = a.mkdir(cur, fd, c)
-	if err == nil && replaced {
+	switch {
+	case replaced:
 		n.opaque, n.replaced = true, true
+	case !hidden:
+		if err := a.charge(nameCost); err != nil { // the name itself is the node's
+			return "", nil, err
+		}
+		a.implied[n.path] = struct{}{}
 	}
-	return "", n, err
+	return "", n, nil
 }
 
 // mkdir makes the directory c in dir, whose descriptor is fd, where nothing
@@ -210,7 +228,17 @@ func (a *applier) mkdir(dir *node, fd int, c string) (*node, error) {
 	if err := unix.Mkdirat(fd, c, 0o700); err != nil {
 		return nil, err
 	}
-	n := &node{parent: dir, path: dir.join(c), fd: -1}
+	p := dir.join(c)
+	if len(p) > a.limits.Path {
+		return nil, pathTooLong(len(p), a.limits.Path) // through symbolic links
+	}
+	if err := a.charge(dirCost + int64(len(p))); err != nil {
+		return nil, err
+	}
+	if dir.path == "" {
+		p = strings.Clone(p) // not a part of the tar header, which is up to 1 MiB large
+	}
+	n := &node{parent: dir, path: p, fd: -1}
 	a.dirs[n.path] = n
 	dir.kids = append(dir.kids, n)
 	a.usage.Inodes++
