@@ -11,6 +11,7 @@ import (
 // as they found it, and running.
 func TestVM(t *testing.T) {
 	m := newMachine(t)
+	m.ok("machine", "start")
 	clients := map[string]string{"dhow": filepath.Join(m.bin, "dhow"), "docker": stockDocker(t)}
 	for name, cli := range clients {
 		t.Run("Scripts/"+name, func(t *testing.T) { testScripts(m.in(t), cli) })
