@@ -168,7 +168,7 @@ func (e *Engine) networksOf(h *container.HostConfig, n *network.NetworkingConfig
 // restore reads what a former life of the agent left: containers that ran are
 // exited, and what belongs to none is removed, in the store and on disk.
 func (e *Engine) restore(ctx context.Context) error {
-	recs, err := readRecords(ctx, e.o.DB)
+	recs, bad, err := readRecords(ctx, e.o.DB)
 	if err != nil {
 		return err
 	}
@@ -193,9 +193,14 @@ func (e *Engine) restore(ctx context.Context) error {
 		delete(has, r.ID)
 		b, err := e.newBox(*r)
 		if err != nil {
-			return fmt.Errorf("container %s: %w", r.ID, err)
+			bad = append(bad, broken{r, err})
+			continue
 		}
 		e.byID[r.ID], e.byName[r.Name] = b, r.ID
+	}
+	for _, r := range bad {
+		delete(has, r.ID)
+		e.bury(r)
 	}
 	for k := range has {
 		drop = append(drop, k)
@@ -221,6 +226,27 @@ func (e *Engine) restore(ctx context.Context) error {
 		return err
 	}
 	return e.endLost(ctx)
+}
+
+// bury makes r a dead container, which can be seen and removed, and nothing
+// else: no other one has to suffer from it. Its record stays as it is, since a
+// dhow that can read it may come.
+func (e *Engine) bury(r broken) {
+	e.log.Error("a container cannot be used", "container", r.ID, "err", r.err)
+	if r.Config == nil {
+		r.Config = &container.Config{}
+	}
+	if r.HostConfig == nil {
+		r.HostConfig = &container.HostConfig{}
+	}
+	r.State = State{Status: container.StateDead, Error: errdefs.Sentence(r.err), ExitCode: r.State.ExitCode, StartedAt: r.State.StartedAt, FinishedAt: r.State.FinishedAt}
+	for _, other := range []string{shortID(r.ID), r.ID} {
+		if _, taken := e.byName[r.Name]; taken || r.Name == "" {
+			r.Name = other
+		}
+	}
+	b, _ := e.newBox(*r.Record) // its log is refused or not: a dead container's is not read
+	e.byID[r.ID], e.byName[r.Name] = b, r.ID
 }
 
 // sweepDirectories removes the directories of containers that are no more, and

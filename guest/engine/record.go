@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -104,9 +105,15 @@ func deleteRecord(ctx context.Context, d *bbolt.DB, id string) error {
 	})
 }
 
-// readRecords returns all records. One that cannot be read is an error: it
-// stands for somebody's data.
-func readRecords(ctx context.Context, d *bbolt.DB) (list []*Record, err error) {
+// broken is a record that cannot be used, with what could be read of it.
+type broken struct {
+	*Record
+	err error
+}
+
+// readRecords returns all records, those that cannot be used apart: they stand
+// for somebody's data.
+func readRecords(ctx context.Context, d *bbolt.DB) (list []*Record, bad []broken, err error) {
 	err = db.View(ctx, d, func(tx *bbolt.Tx) error {
 		b, err := db.Bucket(tx, bucketContainers)
 		if err != nil {
@@ -114,12 +121,21 @@ func readRecords(ctx context.Context, d *bbolt.DB) (list []*Record, err error) {
 		}
 		return b.ForEach(func(k, v []byte) error {
 			r := new(Record)
-			if err := json.Unmarshal(v, r); err != nil {
-				return fmt.Errorf("record of container %s: %w", k, err)
+			err := json.Unmarshal(v, r)
+			switch _, known := transitions[r.State.Status]; {
+			case err != nil:
+			case r.Config == nil || r.HostConfig == nil || r.ID != string(k):
+				err = errors.New("it is not complete")
+			case !known:
+				err = fmt.Errorf("its status %q is not known", r.State.Status)
+			default:
+				list = append(list, r)
+				return nil
 			}
-			list = append(list, r)
+			r.ID = string(k)
+			bad = append(bad, broken{r, fmt.Errorf("the container's record cannot be read: %w", err)})
 			return nil
 		})
 	})
-	return list, err
+	return list, bad, err
 }

@@ -63,6 +63,8 @@ func (e *Engine) startLocked(ctx context.Context, b *box, byPolicy bool) error {
 		return errdefs.New(errdefs.Conflict, "cannot start a paused container, try unpause instead")
 	case s == container.StateRunning, s == container.StateRestarting && !byPolicy:
 		return errdefs.New(errdefs.NotModified, "Container is already started")
+	case s == container.StateDead && r.State.Error != "":
+		return errdefs.New(errdefs.Conflict, "container is marked for removal and cannot be started: %s", r.State.Error)
 	case s == container.StateRemoving, s == container.StateDead:
 		return errdefs.New(errdefs.Conflict, "container is marked for removal and cannot be started")
 	}

@@ -293,7 +293,12 @@ func (e *Engine) ContainerRename(ctx context.Context, id, name string) error {
 	}
 	b.life.Lock()
 	defer b.life.Unlock()
-	old := b.copy().Name
+	r := b.copy()
+	if r.State.Status == container.StateDead {
+		// Its record is not what it was read from: it must not be written.
+		return errdefs.New(errdefs.Conflict, "container %s is dead and cannot be renamed: remove it", b.id)
+	}
+	old := r.Name
 	if n, err := checkName(name); err == nil && n == old {
 		return errdefs.New(errdefs.Invalid, "Renaming a container with the same name as its current name")
 	}
@@ -301,7 +306,7 @@ func (e *Engine) ContainerRename(ctx context.Context, id, name string) error {
 	if err != nil {
 		return errdefs.Wrap(errdefs.ClassOf(err), err, "Error when allocating new name: %s", errdefs.Sentence(err))
 	}
-	r := b.copy()
+	r = b.copy()
 	r.Name = name
 	if err := putRecord(context.WithoutCancel(ctx), e.o.DB, &r); err != nil {
 		e.release(b.id, name)
