@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"dhow/test/fixture"
 )
@@ -94,8 +95,15 @@ func testOutside(m *machine) {
 	// Containers on the default bridge reach each other by address.
 	m.ok("run", "-d", "--name", "server", "dhow/hello", "sh", "-c", "echo hello from a neighbour > /index.html; httpd -f -p 80 -h /")
 	addr := m.ok("inspect", "--format", "{{.NetworkSettings.Networks.bridge.IPAddress}}", "server")
-	if out := m.ok("run", "--rm", fetch, "/fetch", "http://"+addr+"/"); out != "hello from a neighbour" {
-		m.t.Errorf("neighbour: %q", out)
+	var r result
+	for range 20 { // until its server listens
+		if r = m.dhow("run", "--rm", fetch, "/fetch", "http://"+addr+"/"); r.code == 0 {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	if r.out != "hello from a neighbour\n" {
+		m.t.Errorf("neighbour: %s", r)
 	}
 	m.ok("rm", "-f", "server")
 	m.ok("rmi", fetch)
