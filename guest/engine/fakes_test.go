@@ -249,6 +249,7 @@ type memNetwork struct {
 	mu       sync.Mutex
 	attached map[string]bool
 	fail     error
+	onAttach func(Attach) // nil: nothing more happens
 }
 
 func (n *memNetwork) Attach(_ context.Context, a Attach) (Endpoint, error) {
@@ -258,6 +259,9 @@ func (n *memNetwork) Attach(_ context.Context, a Attach) (Endpoint, error) {
 		return Endpoint{}, n.fail
 	}
 	n.attached[a.ContainerID] = true
+	if n.onAttach != nil {
+		n.onAttach(a)
+	}
 	return Endpoint{NetworkID: "net1", NetworkName: "bridge", EndpointID: "ep1", Gateway: "172.17.0.1", IPAddress: "172.17.0.2", IPPrefixLen: 16,
 		MacAddress: "02:42:ac:11:00:02", DNS: []string{"192.168.127.1"}}, nil
 }

@@ -119,6 +119,7 @@ func (l *launch) steps() []steps.Step {
 		{Name: "build spec", Do: l.buildSpec},
 		{Name: "create process", Do: l.createProcess, Undo: l.deleteProcess},
 		{Name: "attach network", Do: l.attachNetwork, Undo: l.detachNetwork},
+		{Name: "fill files", Do: l.fillFiles},
 		{Name: "start process", Do: l.startProcess},
 		{Name: "wait for the record", Do: l.waitRecord, Undo: nil},
 	}
@@ -277,6 +278,10 @@ func (l *launch) attachNetwork(ctx context.Context) error {
 		}
 		l.endpoint = &ep
 	}
+	return nil
+}
+
+func (l *launch) fillFiles(context.Context) error {
 	return errors.Join(l.fillHosts(), l.fillResolv())
 }
 

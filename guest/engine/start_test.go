@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -181,4 +182,28 @@ func TestHostGateway(t *testing.T) {
 	wantErr(t, err, errdefs.Invalid, sentence)
 	wantErr(t, w.ContainerStart(t.Context(), id), errdefs.Invalid, sentence)
 	w.start(w.create("", container.HostConfig{ExtraHosts: []string{"other:10.0.0.1"}}, "true"))
+}
+
+func TestFilesThatCannotBeFilledLeaveNoEndpoint(t *testing.T) {
+	w := newWorld(t)
+	id := w.create("", container.HostConfig{}, "true")
+	file := filepath.Join(w.opts.Root, "containers", id, "resolv.conf")
+	w.network.onAttach = func(Attach) { // after it was made, before it is filled
+		if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := w.ContainerStart(t.Context(), id); !errors.Is(err, unix.EISDIR) {
+		t.Errorf("err = %v", err)
+	}
+	w.clean()
+	w.network.onAttach = nil
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	w.start(id)
+	if got := w.wait(id, container.WaitConditionNotRunning); got.ExitCode != 0 {
+		t.Errorf("%+v", got)
+	}
+	w.clean()
 }
