@@ -27,7 +27,7 @@ type Status struct {
 	Version      string `json:"version"`         // dhowd's
 	PID          int    `json:"pid"`             // dhowd's
 	Driver       string `json:"driver"`
-	Acceleration string `json:"acceleration,omitempty"` // "kvm", "hvf", "tcg" …; known once the machine was started
+	Acceleration string `json:"acceleration,omitempty"` // "kvm", "vz", "tcg" …; known once the machine was started
 
 	CPUs     int   `json:"cpus"`
 	Memory   int64 `json:"memory"`

@@ -3,7 +3,6 @@ package daemon
 import (
 	"dhow/host/vm"
 	"dhow/host/vm/qemu"
-	"dhow/internal/errdefs"
 )
 
 // defaultDriver is the host's.
@@ -11,9 +10,8 @@ const defaultDriver = "qemu"
 
 // newDriver makes a machine of the named driver.
 func newDriver(driver string, c vm.Config) (vm.Machine, error) {
-	switch driver {
-	case "qemu":
+	if driver == "qemu" {
 		return qemu.New(c, qemu.Options{}), nil
 	}
-	return nil, errdefs.New(errdefs.Invalid, "the driver %s is not for Linux: use qemu", driver)
+	return nil, driverError("linux", driver)
 }

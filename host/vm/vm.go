@@ -122,7 +122,7 @@ type Machine interface {
 // Accelerated is a Machine that can say what executes the guest's
 // instructions.
 type Accelerated interface {
-	// Acceleration returns "kvm", "hvf", "vz" or "tcg" (software emulation), and
+	// Acceleration returns "kvm", "vz" or "tcg" (software emulation), and
 	// for the last a sentence that says why. Both are empty before it is
 	// chosen, which Start does.
 	Acceleration() (name, why string)

@@ -9,7 +9,7 @@ import (
 
 // acceleration is what executes the guest's instructions.
 type acceleration struct {
-	name string // "kvm", "hvf" or "tcg"
+	name string // "kvm" or "tcg"
 	why  string // for tcg: why nothing better
 }
 
@@ -23,12 +23,10 @@ type probe struct {
 	// kvm returns nil if /dev/kvm can be opened and speaks the stable API, else
 	// a clause that says what is wrong.
 	kvm func() error
-	// hvf is kvm's counterpart on macOS.
-	hvf func() error
 }
 
 func hostProbe() probe {
-	return probe{os: runtime.GOOS, arch: runtime.GOARCH, flags: cpuVirtualizes, kvm: kvmUsable, hvf: hvfUsable}
+	return probe{os: runtime.GOOS, arch: runtime.GOARCH, flags: cpuVirtualizes, kvm: kvmUsable}
 }
 
 // chooseAcceleration chooses for a guest of architecture arch (Go's name). An
@@ -36,12 +34,12 @@ func hostProbe() probe {
 func chooseAcceleration(p probe, arch, override string) (acceleration, error) {
 	switch override {
 	case "":
-	case "kvm", "hvf":
+	case "kvm":
 		return acceleration{name: override}, nil
 	case "tcg":
 		return acceleration{"tcg", "software emulation: it was asked for"}, nil
 	default:
-		return acceleration{}, errdefs.New(errdefs.Invalid, "unknown acceleration %q: it is kvm, hvf or tcg", override)
+		return acceleration{}, errdefs.New(errdefs.Invalid, "unknown acceleration %q: it is kvm or tcg", override)
 	}
 	emulate := func(format string, args ...any) (acceleration, error) {
 		return acceleration{"tcg", "software emulation: " + fmt.Sprintf(format, args...)}, nil
@@ -49,20 +47,14 @@ func chooseAcceleration(p probe, arch, override string) (acceleration, error) {
 	if arch != p.arch {
 		return emulate("the guest is %s and this computer is %s", arch, p.arch)
 	}
-	switch p.os {
-	case "linux":
-		if p.arch == "amd64" && !p.flags() {
-			return emulate("the CPU shows neither vmx nor svm")
-		}
-		if err := p.kvm(); err != nil {
-			return emulate("%v", err)
-		}
-		return acceleration{name: "kvm"}, nil
-	case "darwin":
-		if err := p.hvf(); err != nil {
-			return emulate("%v", err)
-		}
-		return acceleration{name: "hvf"}, nil
+	if p.os != "linux" {
+		return emulate("there is no acceleration for %s", p.os)
 	}
-	return emulate("there is no acceleration for %s", p.os)
+	if p.arch == "amd64" && !p.flags() {
+		return emulate("the CPU shows neither vmx nor svm")
+	}
+	if err := p.kvm(); err != nil {
+		return emulate("%v", err)
+	}
+	return acceleration{name: "kvm"}, nil
 }

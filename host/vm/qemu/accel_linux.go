@@ -59,5 +59,3 @@ func kvmUsable() error {
 	}
 	return nil
 }
-
-func hvfUsable() error { return errors.New("HVF is macOS's") }

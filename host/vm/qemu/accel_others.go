@@ -1,4 +1,4 @@
-//go:build !linux && !darwin
+//go:build !linux
 
 package qemu
 
@@ -7,5 +7,3 @@ import "errors"
 func cpuVirtualizes() bool { return false }
 
 func kvmUsable() error { return errors.New("KVM is Linux's") }
-
-func hvfUsable() error { return errors.New("HVF is macOS's") }

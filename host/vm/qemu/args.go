@@ -3,7 +3,6 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
-	"runtime"
 	"strings"
 
 	"dhow/host/vm"
@@ -38,14 +37,15 @@ func args(p plan) []string {
 		"-action", "reboot=shutdown,shutdown=pause",
 		"-S", // until the boot file is gone and the monitor answers
 	}
-	if runtime.GOOS == "linux" && !p.noSandbox {
+	if !p.noSandbox {
 		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 	}
 	a = append(a, machine(p)...)
 	a = append(a,
 		"-smp", fmt.Sprint(p.cfg.CPUs),
 		"-m", fmt.Sprintf("size=%dk", p.cfg.Memory>>10),
-		"-object", fmt.Sprintf("%s,id=mem,size=%dk,share=on", memoryBackend(), p.cfg.Memory>>10),
+		// A vhost-user device can share it.
+		"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dk,share=on", p.cfg.Memory>>10),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", p.qmpFD),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", "stdio,id=console,signal=off",
@@ -93,14 +93,6 @@ func machine(p plan) []string {
 		cpu = "host"
 	}
 	return []string{"-machine", board + ",dump-guest-core=off,mem-merge=off,memory-backend=mem", "-cpu", cpu}
-}
-
-// memoryBackend is the memory object that a vhost-user device can share.
-func memoryBackend() string {
-	if runtime.GOOS == "linux" {
-		return "memory-backend-memfd"
-	}
-	return "memory-backend-shm" // QEMU 9.1
 }
 
 // modern are the properties of every virtio device: no legacy interface (an

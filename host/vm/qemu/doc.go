@@ -1,5 +1,7 @@
-// Package qemu runs a machine with QEMU: on Linux with KVM, or with software
-// emulation where KVM cannot be used, and on macOS with HVF.
+// Package qemu runs a machine with QEMU on Linux: with KVM, or with software
+// emulation where KVM cannot be used. It compiles for other systems and does
+// not work there: its vsock device needs QEMU's guest memory as a memfd and
+// an eventfd (host/vm/vhost), which are Linux's. host/daemon refuses it there.
 //
 // host/daemon makes a Machine with New and then knows it only as a vm.Machine.
 // QEMU is a child process that is told all on its command line (args.go) and

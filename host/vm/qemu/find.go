@@ -52,9 +52,6 @@ func find(arch, binary string) (string, error) {
 }
 
 func osRelease() string {
-	if runtime.GOOS == "darwin" {
-		return "ID=macos\n"
-	}
 	b, err := os.ReadFile("/etc/os-release")
 	if err != nil {
 		b, _ = os.ReadFile("/usr/lib/os-release")
@@ -93,8 +90,6 @@ func installCommand(arch, release string) string {
 			return "apk add " + pick("qemu-system-x86_64", "qemu-system-aarch64")
 		case "suse", "opensuse":
 			return "zypper install " + pick("qemu-x86", "qemu-arm")
-		case "macos":
-			return "brew install qemu"
 		}
 	}
 	return "your system's package manager (package qemu-system or qemu)"

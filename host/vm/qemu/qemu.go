@@ -37,7 +37,7 @@ const (
 // architecture.
 type Options struct {
 	Arch      string // of the guest, Go's name; "" is the host's
-	Accel     string // "kvm", "hvf" or "tcg"; "" is the best that works
+	Accel     string // "kvm" or "tcg"; "" is the best that works
 	Binary    string // name or path of QEMU; "" looks for the usual names
 	NoSandbox bool   // QEMU was built without seccomp
 }
