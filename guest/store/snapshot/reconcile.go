@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,8 +19,10 @@ import (
 // right:
 //
 //   - a directory without a record was being made or removed: to the trash;
-//   - an active snapshot without its directory was just made, and nothing in it
+//   - an active snapshot without its files was just made, and nothing in it
 //     was durable yet: an empty one;
+//   - one that has its files and lacks only overlayfs' work directory gets that:
+//     there is no data in it. What a snapshot has is never taken from it;
 //   - a committed snapshot without its directory cannot come from a crash, for
 //     Commit follows a sync: it is reported, and the images on it fail when
 //     they are used.
@@ -74,28 +77,39 @@ func (o *Overlay) repair(t table, key string, r record, present bool) error {
 		return nil
 	}
 	dir := o.dir(r.id)
-	if present && r.whole(dir, len(chain) > 0) {
-		return nil
+	here, err := isDir(filepath.Join(dir, "fs"))
+	if err == nil && !here {
+		o.log.Warn("the directory of a snapshot was lost in a crash: it is empty now", "snapshot", key)
+		if present {
+			o.discard(r.id) // at most a work directory
+		}
+		return o.makeDir(r, chain)
 	}
-	o.log.Warn("the directory of a snapshot was lost in a crash: it is empty now", "snapshot", key)
-	if present {
-		o.discard(r.id)
-	}
-	return o.makeDir(r, chain)
-}
-
-// whole reports whether all directories of an active snapshot are there.
-func (r record) whole(dir string, hasParent bool) bool {
-	want := []string{"fs"}
-	if r.kind == Active && hasParent {
-		want = append(want, "work")
-	}
-	for _, name := range want {
-		if fi, err := os.Lstat(filepath.Join(dir, name)); err != nil || !fi.IsDir() {
-			return false
+	if err == nil && r.kind == Active && len(chain) > 0 {
+		work := filepath.Join(dir, "work")
+		if here, err = isDir(work); err == nil && !here {
+			o.log.Warn("the work directory of a snapshot was lost", "snapshot", key)
+			return os.Mkdir(work, 0o711)
 		}
 	}
-	return true
+	if err != nil {
+		// Its container fails when it starts; the others must not.
+		o.log.Error("the directory of a snapshot is damaged: it stays as it is", "snapshot", key, "error", err)
+	}
+	return nil
+}
+
+// isDir reports whether there is a directory. Anything else in its place is an
+// error.
+func isDir(path string) (bool, error) {
+	fi, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil && !fi.IsDir() {
+		err = &os.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}
+	}
+	return err == nil, err
 }
 
 // mark returns the path of what the kernel leaves in the work directory of a
@@ -143,34 +157,45 @@ func (w *usageWalk) dir(fd int) error {
 		return err
 	}
 	w.add(&st)
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
-		if errors.Is(err, unix.ENOENT) {
-			continue
+	for {
+		// Some at a time: there may be millions.
+		names, err := f.Readdirnames(512)
+		for _, name := range names {
+			if err := w.entry(fd, name); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
 		}
 		if err != nil {
-			return &os.PathError{Op: "stat", Path: name, Err: err}
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			w.add(&st)
-			continue
-		}
-		sub, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			continue
-		}
-		if err != nil {
-			return &os.PathError{Op: "open", Path: name, Err: err}
-		}
-		if err := w.dir(sub); err != nil {
 			return err
 		}
 	}
-	return nil
+}
+
+// entry counts one name in the directory fd, and all below it.
+func (w *usageWalk) entry(fd int, name string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "stat", Path: name, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		w.add(&st)
+		return nil
+	}
+	sub, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return w.dir(sub)
 }
 
 func (w *usageWalk) add(st *unix.Stat_t) {

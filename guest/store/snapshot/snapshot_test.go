@@ -18,6 +18,7 @@ import (
 	"dhow/guest/store/snapshot"
 	"dhow/guest/store/storetest"
 	"dhow/internal/errdefs"
+	"dhow/internal/testkit"
 )
 
 func open(t testing.TB, dir string) (*snapshot.Overlay, *bbolt.DB) {
@@ -148,6 +149,55 @@ func TestBootReconciles(t *testing.T) {
 	}
 	if m, err := o.Mounts(t.Context(), "lost"); err != nil || len(m) != 1 {
 		t.Errorf("Mounts = %v, %v", m, err)
+	}
+}
+
+func TestBootNeverDiscardsData(t *testing.T) {
+	testkit.Kernel(t)
+	dir := t.TempDir()
+	o, d := open(t, dir)
+	ctx := t.Context()
+	_, err := o.Prepare(ctx, "b", "")
+	if err == nil {
+		err = o.Commit(ctx, "base", "b")
+	}
+	where := make(map[string]string)
+	for _, key := range []string{"no work", "work is a file", "fs is a file"} {
+		if err == nil {
+			_, err = o.Prepare(ctx, key, "base")
+		}
+		if err == nil {
+			where[key], err = o.Dir(ctx, key)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(where[key], "data"), []byte("precious"), 0o600)
+		}
+	}
+	work := func(key string) string { return filepath.Join(filepath.Dir(where[key]), "work") }
+	if err := errors.Join(err,
+		os.Remove(work("no work")),
+		os.Remove(work("work is a file")),
+		os.WriteFile(work("work is a file"), nil, 0o600),
+		os.RemoveAll(where["fs is a file"]),
+		os.WriteFile(where["fs is a file"], []byte("precious"), 0o600),
+		d.Close(),
+	); err != nil {
+		t.Fatal(err)
+	}
+	o, _ = open(t, dir)
+	for _, f := range []string{filepath.Join(where["no work"], "data"), filepath.Join(where["work is a file"], "data"), where["fs is a file"]} {
+		if raw, err := os.ReadFile(f); err != nil || string(raw) != "precious" {
+			t.Errorf("%s: %q, %v", f, raw, err)
+		}
+	}
+	if fi, err := os.Stat(work("no work")); err != nil || !fi.IsDir() {
+		t.Errorf("no work directory was made: %v", err)
+	}
+	if got := dirs(t, dir, "trash"); len(got) != 0 {
+		t.Errorf("in the trash: %v", got)
+	}
+	if _, err := o.Prepare(ctx, "next", "base"); err != nil {
+		t.Error(err)
 	}
 }
 
