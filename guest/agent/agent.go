@@ -62,6 +62,10 @@ const (
 	stopGrace = 10 * time.Second
 	// closeTimeout bounds each step of the agent's own end.
 	closeTimeout = 5 * time.Second
+	// endTimeout is how long the agent's end takes at most, once it is told: what
+	// is asked of the API, then the containers, then what follows their ends. Init
+	// gives it more than that.
+	endTimeout = closeTimeout + stopGrace + closeTimeout
 )
 
 // The API's interfaces, joined with their implementation.

@@ -172,7 +172,7 @@ func (i *initProcess) stage2(early *stage1Result) error {
 	}
 	var once sync.Once
 	var rest <-chan error
-	s.run(i.stop, agentGrace, func(int) {
+	s.run(i.stop, AgentGrace, func(int) {
 		once.Do(func() { rest = i.spawn("after the start", func() error { return i.afterStart(mods, early.old) }) })
 	})
 	if rest != nil {

@@ -10,12 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How long the agent and all other processes get between SIGTERM and SIGKILL
-// at power-off. The agent has stopped the containers before it asks for it.
-const (
-	agentGrace = 10 * time.Second
-	killGrace  = 2 * time.Second
-)
+// AgentGrace is how long the agent gets between SIGTERM and SIGKILL at
+// power-off. It has stopped the containers before it asks for that; where
+// somebody else asked, it takes its whole endTimeout (guest/agent) to do so.
+const AgentGrace = 25 * time.Second
+
+// killGrace is how long all other processes get.
+const killGrace = 2 * time.Second
 
 // shutdown ends everything in order and leaves the data disk clean; the agent
 // has ended before. It returns only if the last call fails.

@@ -277,10 +277,10 @@ func (e *Engine) Stop(ctx context.Context, grace time.Duration) error {
 	var wg sync.WaitGroup
 	seconds := int(grace.Round(time.Second) / time.Second)
 	for _, b := range e.all() {
-		if r := b.copy(); !r.State.alive() {
-			continue
-		}
 		wg.Go(func() {
+			if r := b.copy(); !r.State.alive() {
+				b.settle() // it may be about to run
+			}
 			if err := e.stop(ctx, b, StopOptions{Timeout: &seconds}); err != nil && !errdefs.Is(err, errdefs.NotModified) {
 				mu.Lock()
 				errs = append(errs, fmt.Errorf("container %s: %w", shortID(b.id), err))
@@ -288,8 +288,17 @@ func (e *Engine) Stop(ctx context.Context, grace time.Duration) error {
 			}
 		})
 	}
-	wg.Wait()
-	return errors.Join(errs...)
+	ended := make(chan struct{})
+	go func() { wg.Wait(); close(ended) }()
+	var late error
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		late = ctx.Err()
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	return errors.Join(append(errs, late)...)
 }
 
 // Close waits for the work that follows the ends of processes, at most until

@@ -121,6 +121,7 @@ type memRuntime struct {
 	failCreate error
 	failStart  error
 	failExec   func() error // nil: works
+	onCreate   func()       // nil: nothing more happens
 }
 
 type proc struct {
@@ -177,6 +178,12 @@ type memTask struct {
 }
 
 func (r *memRuntime) Create(_ context.Context, c runtime.CreateConfig) (Task, error) {
+	r.mu.Lock()
+	on := r.onCreate
+	r.mu.Unlock()
+	if on != nil {
+		on()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.failCreate != nil {

@@ -57,6 +57,9 @@ func (e *startError) Unwrap() error { return e.error }
 func (e *Engine) startLocked(ctx context.Context, b *box, byPolicy bool) error {
 	b.life.Lock()
 	defer b.life.Unlock()
+	if e.isStopping() { // Stop waits for the starts that came before
+		return errdefs.New(errdefs.Unavailable, "the machine is being stopped: no container can be started")
+	}
 	r := b.copy()
 	switch s := r.State.Status; {
 	case s == container.StatePaused:

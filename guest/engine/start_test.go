@@ -207,3 +207,30 @@ func TestFilesThatCannotBeFilledLeaveNoEndpoint(t *testing.T) {
 	}
 	w.clean()
 }
+
+func TestNothingStartsOnceTheMachineStops(t *testing.T) {
+	w := newWorld(t)
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	w.runtime.onCreate = func() { close(begun); <-goOn }
+	half, late := w.create("", container.HostConfig{}, "sleep"), w.create("", container.HostConfig{AutoRemove: true}, "sleep")
+	started, stopped := make(chan error, 1), make(chan error, 1)
+	go func() { started <- w.ContainerStart(t.Context(), half) }()
+	<-begun
+	go func() { stopped <- w.Stop(t.Context(), 0) }()
+	<-w.stopping
+	wantErr(t, w.ContainerStart(t.Context(), late), errdefs.Unavailable, "the machine is being stopped: no container can be started")
+	close(goOn)
+	for _, c := range []chan error{started, stopped} {
+		if err := <-c; err != nil {
+			t.Error(err)
+		}
+	}
+	// A start that was under way is waited for, and its container stopped.
+	if s := w.inspect(half).State; s.Status != "exited" {
+		t.Errorf("%+v", s)
+	}
+	if s := w.inspect(late).State; s.Status != "created" || s.Error != "" {
+		t.Errorf("%+v", s)
+	}
+	w.clean()
+}
