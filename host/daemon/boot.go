@@ -37,8 +37,9 @@ type life struct {
 	link     *link.Link
 	welcome  control.Welcome
 
-	asked time.Time // when the boot was asked for
-	ready time.Time // when the agent had answered
+	asked time.Time     // when the boot was asked for
+	hang  time.Duration // what the agent gets to answer if the machine is emulated; 0: as any
+	ready time.Time     // when the agent had answered
 	steps []client.BootStep
 
 	ctx    context.Context // ends with the machine
@@ -53,11 +54,10 @@ type life struct {
 	err  error // why we ended the machine ourselves
 }
 
-// bootLife boots the machine and returns when its agent has answered. On an
-// error nothing is left but the console's log and the data disk. progress is
-// told each step.
-func bootLife(ctx context.Context, c machineConfig, progress func(string)) (*life, error) {
-	l := &life{config: c, asked: time.Now(), verified: make(chan error, 1), unlinked: make(chan struct{}), gone: make(chan struct{})}
+// bootOnce is one try of bootLife. If that ends with a *hungError, the life that
+// it returns tells whether the machine has gone.
+func bootOnce(ctx context.Context, c machineConfig, asked time.Time, hang time.Duration, progress func(string)) (*life, error) {
+	l := &life{config: c, asked: asked, hang: hang, verified: make(chan error, 1), unlinked: make(chan struct{}), gone: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	list := []steps.Step{
 		{Name: "finding the VM image", Do: l.findImage, Undo: l.forgetImage},
@@ -80,7 +80,7 @@ func bootLife(ctx context.Context, c machineConfig, progress func(string)) (*lif
 		if l.machine == nil || l.machine.State() == vm.Stopped || l.machine.State() == vm.Created {
 			l.wg.Wait()
 		} // else the hypervisor did not let go, as the error says: don't hang with it
-		return nil, err
+		return l, err
 	}
 	l.ready = time.Now()
 	return l, nil
@@ -223,7 +223,11 @@ func (l *life) fail(err error) {
 
 // awaitAgent waits for the agent's hello and for the image's digests.
 func (l *life) awaitAgent(ctx context.Context) error {
-	wait, cancel := context.WithTimeout(ctx, l.config.BootTimeout)
+	timeout, again := l.config.BootTimeout, false
+	if l.hang > 0 && l.hang < timeout && emulated(l.machine) {
+		timeout, again = l.hang, true
+	}
+	wait, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
 	welcome, err := l.link.Wait(wait)
@@ -265,7 +269,11 @@ func (l *life) awaitAgent(ctx context.Context) error {
 		return errdefs.New(errdefs.Unavailable, "the guest powered off before its agent answered%s", l.console())
 	default:
 	}
-	return errdefs.Wrap(errdefs.Unavailable, err, "the agent did not answer in %v%s", l.config.BootTimeout, l.console())
+	err = errdefs.Wrap(errdefs.Unavailable, err, "the agent did not answer in %v%s", timeout, l.console())
+	if again {
+		return &hungError{err, whyHung(l.config.Layout.ConsoleLog())}
+	}
+	return err
 }
 
 // reason is why we ended the machine ourselves.

@@ -39,6 +39,7 @@ type Options struct {
 	NewMachine  func(driver string, c vm.Config) (vm.Machine, error)
 	FindImage   func(override string) (*image.Image, error)
 	BootTimeout time.Duration
+	HangTimeout time.Duration
 }
 
 // daemon is one running dhowd.
@@ -101,7 +102,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	d.log.Info("dhowd starts", "version", d.options.Version, "machine", d.layout.Machine, "home", d.layout.Home, "pid", os.Getpid())
 	c := machineConfig{
 		Layout: d.layout, Host: config.ThisHost(), Version: d.options.Version, Find: d.options.FindImage, New: d.options.NewMachine,
-		Driver: defaultDriver, BootTimeout: d.options.BootTimeout, Log: d.log,
+		Driver: defaultDriver, BootTimeout: d.options.BootTimeout, HangTimeout: d.options.HangTimeout, Log: d.log,
 	}
 	if c.Find == nil {
 		c.Find = findImage
@@ -111,6 +112,9 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	}
 	if c.BootTimeout == 0 {
 		c.BootTimeout = bootTimeout
+	}
+	if c.HangTimeout == 0 {
+		c.HangTimeout = hangTimeout
 	}
 	d.machine = newMachine(c)
 	if d.docker, err = listenDocker(d.layout); err != nil {

@@ -37,6 +37,7 @@ type machineConfig struct {
 	New         func(driver string, c vm.Config) (vm.Machine, error)
 	Driver      string // the host's default
 	BootTimeout time.Duration
+	HangTimeout time.Duration // the first boot's, if it is emulated
 	Log         *slog.Logger
 }
 

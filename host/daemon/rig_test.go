@@ -32,6 +32,7 @@ type rig struct {
 	stop   func() error // ends dhowd as a signal does, and returns Run's error
 
 	mu       sync.Mutex
+	emulated bool // what the machines say
 	boots    int
 	machines []*vmtest.Memory
 	agents   []*testkit.Agent
@@ -103,6 +104,11 @@ func (l *oneConn) close()         { l.once.Do(func() { close(l.closed) }) }
 func (l *oneConn) Close() error   { l.close(); return nil }
 func (l *oneConn) Addr() net.Addr { return l.c.LocalAddr() }
 
+// emulatedMemory says that it is emulated by software.
+type emulatedMemory struct{ *vmtest.Memory }
+
+func (emulatedMemory) Acceleration() (name, why string) { return "tcg", "in memory, for tests" }
+
 // writeImage makes a small image.
 func writeImage(t *testing.T, dir string) {
 	t.Helper()
@@ -157,6 +163,9 @@ func newRig(t *testing.T, g guest, set func(*Options, *config.Settings)) *rig {
 		defer r.mu.Unlock()
 		r.boots++
 		r.machines, r.agents, r.configs = append(r.machines, m), append(r.agents, a), append(r.configs, c)
+		if r.emulated {
+			return emulatedMemory{m}, nil
+		}
 		return m, nil
 	}
 	r.run(o)
