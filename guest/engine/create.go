@@ -50,6 +50,7 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (containe
 	if err != nil {
 		return none, err
 	}
+	warnings = append(warnings, unserved(o.Config, host)...)
 	if err := mergeConfig(o.Config, imageConfig(img)); err != nil {
 		return none, err
 	}
