@@ -114,7 +114,7 @@ func testPowerCut(m *machine) {
 		m.t.Fatalf("the log ended with %q", before[max(0, len(before)-40):])
 	}
 	log := m.ok("logs", "writer")
-	if !strings.HasPrefix(log, "was \nline 1\nline 2\n") {
+	if !strings.HasPrefix(log, "was\nline 1\nline 2\n") {
 		m.t.Errorf("the log starts %.40q", log)
 	}
 	m.ok("start", "writer") // the writable layer is usable, and says what it holds
