@@ -1,3 +1,0 @@
-package deps
-
-import _ "github.com/Code-Hex/vz/v3"
