@@ -4,12 +4,14 @@ package store
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"go.etcd.io/bbolt"
 
 	"dhow/guest/db"
+	"dhow/guest/store/image"
 	"dhow/guest/store/snapshot"
 	"dhow/internal/errdefs"
 )
@@ -55,16 +57,52 @@ func (s *Store) ContainerUsage(ctx context.Context, key string) (snapshot.Usage,
 
 // RemoveContainer removes a container's snapshot; one that is gone is no
 // error. It joins the metadata transaction that ctx carries. The space is freed
-// in the background.
+// in the background, that of the layers too if their image is gone and this was
+// the last container on them.
 func (s *Store) RemoveContainer(ctx context.Context, key string) error {
-	return db.Update(ctx, s.db, func(ctx context.Context, _ *bbolt.Tx) error {
-		db.OnCommit(ctx, s.db, s.freeSpace)
-		err := s.snaps.Remove(ctx, containerPrefix+key)
+	return db.Update(ctx, s.db, func(ctx context.Context, tx *bbolt.Tx) error {
+		var abandoned string
+		// Before the removal, for it runs after what the removal registers.
+		db.OnCommit(ctx, s.db, func() {
+			if abandoned == "" {
+				s.freeSpace()
+			} else {
+				s.background(func() { s.dropAbandoned(abandoned) })
+			}
+		})
+		parent, err := s.snaps.RemoveChild(ctx, containerPrefix+key)
 		if errdefs.Is(err, errdefs.NotFound) {
 			return nil
 		}
+		if err != nil || parent == "" {
+			return err
+		}
+		needed, err := image.OnChain(tx, digest.Digest(parent))
+		if !needed {
+			abandoned = parent
+		}
 		return err
 	})
+}
+
+// dropAbandoned removes the layers that an image left to its containers, as
+// far as nobody needs them, and frees their space. It is a transaction after
+// the container's own because the leases come before the database, always. If
+// the machine goes down in between, the next boot sweeps.
+func (s *Store) dropAbandoned(chain string) {
+	err := s.leases.Collect(func(held func(string) bool) error {
+		return db.Update(s.ctx, s.db, func(ctx context.Context, tx *bbolt.Tx) error {
+			t, err := s.images.In(tx)
+			if err != nil {
+				return err
+			}
+			_, err = s.dropChain(ctx, t, chain, held)
+			return err
+		})
+	})
+	if err = errors.Join(err, s.snaps.Cleanup(s.ctx)); err != nil && s.ctx.Err() == nil {
+		s.log.Warn("remove the layers that a container left", "error", err)
+	}
 }
 
 // Containers returns the keys of all containers that have a snapshot.

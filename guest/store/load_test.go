@@ -401,51 +401,6 @@ func TestNamesOfAnArchiveAreBounded(t *testing.T) {
 	}
 }
 
-func TestAContainerKeepsItsLayers(t *testing.T) {
-	e := newEnv(t)
-	ctx := t.Context()
-	got, err := e.load(layoutFiles(t, Image(t, runtime.GOARCH, Gzip(baseLayer), Gzip(topLayer)), "app")...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := e.PrepareContainer(ctx, "c1", got[0].ID); err != nil {
-		t.Fatal(err)
-	}
-	if err := e.PrepareContainer(ctx, "c1", got[0].ID); !errdefs.Is(err, errdefs.Conflict) {
-		t.Errorf("a key twice: %v", err)
-	}
-	removed, err := e.Remove(ctx, "app", store.RemoveOptions{Force: true})
-	if err != nil || len(removed) != 2 {
-		t.Errorf("Remove = %v, %v; the layers are in use", removed, err)
-	}
-	e.reopen()
-	mounts, err := e.ContainerMounts(ctx, "c1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	NeedOverlay(t)
-	if err := WithMounts(t, mounts, func(root string) error {
-		tree, err := ReadTree(root)
-		if tree["etc/new"].Size != 3 {
-			t.Errorf("tree: %v", tree)
-		}
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if keys, err := e.Containers(ctx); err != nil || !slices.Equal(keys, []string{"c1"}) {
-		t.Errorf("Containers = %v, %v", keys, err)
-	}
-	if err := errors.Join(e.RemoveContainer(ctx, "c1"), e.RemoveContainer(ctx, "c1")); err != nil {
-		t.Error(err)
-	}
-	e.reopen() // a boot sweeps what the container kept
-	e.wantEmpty()
-	if err := e.PrepareContainer(ctx, "c2", got[0].ID); !errdefs.Is(err, errdefs.NotFound) {
-		t.Errorf("container of a removed image: %v", err)
-	}
-}
-
 func TestSizesAddUp(t *testing.T) {
 	e := newEnv(t)
 	ctx := t.Context()

@@ -242,6 +242,13 @@ func (t Table) Children(id digest.Digest) []string { return second(t.children, s
 // OnChain reports whether an image has the layer as its topmost.
 func (t Table) OnChain(chain digest.Digest) bool { return anySecond(t.chains, string(chain)) }
 
+// OnChain is Table.OnChain for those who need nothing else of the table: to
+// open it takes longer.
+func OnChain(tx *bbolt.Tx, chain digest.Digest) (bool, error) {
+	b, err := db.Bucket(tx, part, "chains")
+	return err == nil && anySecond(b, string(chain)), err
+}
+
 // NeedsBlob reports whether an image needs the blob.
 func (t Table) NeedsBlob(d digest.Digest) bool { return anySecond(t.blobs, string(d)) }
 

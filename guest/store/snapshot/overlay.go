@@ -300,7 +300,14 @@ func (o *Overlay) Commit(ctx context.Context, name, key string, opts ...Opt) err
 
 // Remove implements Snapshotter.
 func (o *Overlay) Remove(ctx context.Context, key string) error {
-	return o.update(ctx, func(ctx context.Context, t table) error {
+	_, err := o.RemoveChild(ctx, key)
+	return err
+}
+
+// RemoveChild is Remove, and returns the name of the parent, "" if there is
+// none.
+func (o *Overlay) RemoveChild(ctx context.Context, key string) (parent string, err error) {
+	err = o.update(ctx, func(ctx context.Context, t table) error {
 		r, err := t.get(key)
 		if err != nil {
 			return err
@@ -308,9 +315,11 @@ func (o *Overlay) Remove(ctx context.Context, key string) error {
 		if t.hasChildren(key) {
 			return HasChildren(key)
 		}
+		parent = r.parent
 		db.OnCommit(ctx, o.db, func() { o.discard(r.id) })
 		return t.remove(key, r)
 	})
+	return parent, err
 }
 
 // discard moves a snapshot's directory into the trash, if it is there.
