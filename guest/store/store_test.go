@@ -19,6 +19,7 @@ import (
 	"dhow/guest/store"
 	"dhow/guest/store/registry"
 	. "dhow/guest/store/storetest"
+	"dhow/internal/testkit"
 )
 
 // env is a store in a directory of its own, which can be closed and opened
@@ -32,7 +33,7 @@ type env struct {
 
 func newEnv(t testing.TB) *env {
 	t.Helper()
-	NeedRoot(t)
+	testkit.Kernel(t)
 	e := &env{t: t, root: t.TempDir()}
 	e.open()
 	t.Cleanup(e.close)

@@ -18,6 +18,7 @@ import (
 
 	"dhow/guest/store/layer"
 	. "dhow/guest/store/storetest"
+	"dhow/internal/testkit"
 )
 
 // syntheticLayer is a layer of about 100 MB, in files as a distribution has
@@ -52,7 +53,7 @@ var syntheticLayer = sync.OnceValue(func() []byte {
 // floor: gunzip and untar of the same bytes by the plainest code, in one run,
 // taking turns.
 func BenchmarkUnpack(b *testing.B) {
-	NeedRoot(b)
+	testkit.Kernel(b)
 	blob := syntheticLayer()
 	var ours, floor time.Duration
 	b.SetBytes(int64(len(blob)))

@@ -21,6 +21,7 @@ import (
 	"dhow/guest/store/layer"
 	. "dhow/guest/store/storetest"
 	"dhow/internal/errdefs"
+	"dhow/internal/testkit"
 )
 
 // cage is a directory to unpack into, beside files that must not change.
@@ -33,7 +34,7 @@ type cage struct {
 
 func newCage(t testing.TB) *cage {
 	t.Helper()
-	NeedRoot(t)
+	testkit.Kernel(t)
 	c := &cage{t: t, root: t.TempDir()}
 	for _, d := range []string{"in/snapshot/fs", "etc"} {
 		if err := os.MkdirAll(filepath.Join(c.root, d), 0o755); err != nil {

@@ -57,7 +57,7 @@ func dirs(t testing.TB, dir, sub string) (out []string) {
 }
 
 func TestRollbackLeavesNoDirectory(t *testing.T) {
-	storetest.NeedRoot(t)
+	testkit.Kernel(t)
 	dir := t.TempDir()
 	o, d := open(t, dir)
 	boom := errors.New("boom")
@@ -87,7 +87,7 @@ func TestRollbackLeavesNoDirectory(t *testing.T) {
 }
 
 func TestRemovalInATransactionThatFailsTakesNothing(t *testing.T) {
-	storetest.NeedRoot(t)
+	testkit.Kernel(t)
 	dir := t.TempDir()
 	o, d := open(t, dir)
 	if _, err := o.Prepare(t.Context(), "a", ""); err != nil {
@@ -105,7 +105,7 @@ func TestRemovalInATransactionThatFailsTakesNothing(t *testing.T) {
 }
 
 func TestBootReconciles(t *testing.T) {
-	storetest.NeedRoot(t)
+	testkit.Kernel(t)
 	dir := t.TempDir()
 	o, d := open(t, dir)
 	for _, key := range []string{"base-active", "lost", "kept"} {
@@ -237,7 +237,7 @@ func TestVolatileCanBeMountedAgain(t *testing.T) {
 }
 
 func TestDamagedRecordIsAnError(t *testing.T) {
-	storetest.NeedRoot(t)
+	testkit.Kernel(t)
 	o, d := open(t, t.TempDir())
 	if _, err := o.Prepare(t.Context(), "a", "", snapshot.WithLabels(map[string]string{"k": "v"})); err != nil {
 		t.Fatal(err)

@@ -13,33 +13,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dhow/guest/store/snapshot"
+	"dhow/internal/testkit"
 )
 
-// NeedRoot skips the test unless it runs as root, or fails it where
-// CI_REQUIRE_KERNEL=1 asks for all kernel tests.
-func NeedRoot(t testing.TB) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		skip(t, "needs root for device nodes, owners and trusted attributes: run it with sudo")
-	}
-}
-
-// NeedOverlay skips the test unless overlayfs can be mounted; see NeedRoot.
+// NeedOverlay is testkit.Kernel for a test that mounts overlayfs.
 func NeedOverlay(t testing.TB) {
 	t.Helper()
-	NeedRoot(t)
+	testkit.Kernel(t)
 	raw, err := os.ReadFile("/proc/filesystems")
-	if err != nil || !strings.Contains(string(raw), "\toverlay\n") {
-		skip(t, "needs overlayfs: run `modprobe overlay`")
+	if err == nil && strings.Contains(string(raw), "\toverlay\n") {
+		return
 	}
-}
-
-func skip(t testing.TB, why string) {
-	t.Helper()
+	const remedy = "this test needs overlayfs: run `modprobe overlay`"
 	if os.Getenv("CI_REQUIRE_KERNEL") == "1" {
-		t.Fatal(why)
+		t.Fatal(remedy)
 	}
-	t.Skip(why)
+	t.Skip(remedy)
 }
 
 // WithMounts mounts a snapshot in a mount namespace of its own, as the runtime
