@@ -158,7 +158,13 @@ func (s *Server) handle(c net.Conn) {
 		return
 	}
 	first = nil // free it: connections live long
-	if err := splice.Join(c, agent); err != nil && s.ctx.Err() == nil {
+	user := c
+	if u, ok := c.(*net.UnixConn); ok {
+		w := &watched{UnixConn: u, gone: func() { _ = agent.Close() }}
+		defer w.watch.Wait() // Join has closed the connection
+		user = w
+	}
+	if err := splice.Join(user, agent); err != nil && !errors.Is(err, net.ErrClosed) { // else we closed it
 		s.config.Log.Debug("docker connection ended", "error", err)
 	}
 }
