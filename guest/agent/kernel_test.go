@@ -402,12 +402,17 @@ func TestKernelAgentDies(t *testing.T) {
 	m := newMachine(t)
 	m.load()
 	ctx := t.Context()
-	ran := m.create(sh("echo data > /kept; sleep 1000"), container.HostConfig{})
+	ran := m.create(sh("test -s /kept || echo data > /kept; echo written; sleep 1000"), container.HostConfig{})
 	auto := m.create(sh("sleep 1000"), container.HostConfig{AutoRemove: true})
 	policy := m.create(sh("sleep 1000"), container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "always"}})
 	for _, id := range []string{ran, auto, policy} {
 		if _, err := m.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); m.logs(ran) != "written\n"; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("logs %q", m.logs(ran))
 		}
 	}
 	in, err := m.ContainerInspect(ctx, ran, client.ContainerInspectOptions{})
