@@ -9,14 +9,17 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
 
 	"dhow/guest/runtime"
 	"dhow/internal/errdefs"
+	"dhow/internal/steps"
 )
 
 func TestAStartThatFailsLeavesNothing(t *testing.T) {
@@ -233,4 +236,35 @@ func TestNothingStartsOnceTheMachineStops(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	w.clean()
+}
+
+func TestAStartThatFailsIsRecordedAfterWhatItBegan(t *testing.T) {
+	w := newWorld(t)
+	id := w.create("", container.HostConfig{}, "true")
+	b, err := w.get(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &launch{e: w.Engine, b: b, rec: b.copy()}
+	list := l.steps()
+	i := slices.IndexFunc(list, func(s steps.Step) bool { return s.Name == "record the start" })
+	tx, err := w.opts.DB.Begin(true) // the disk is slow
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = list[i].Do(t.Context())
+	undone := make(chan error, 1)
+	go func() { undone <- steps.Undo(t.Context(), list[i:i+1]) }()
+	select {
+	case err := <-undone:
+		undone <- err
+		t.Error("nobody waits for the record that is under way: it may come last")
+	case <-time.After(50 * time.Millisecond):
+	}
+	if err := errors.Join(err, tx.Rollback(), <-undone); err != nil {
+		t.Error(err)
+	}
+	if text := w.raw(id, nil); !strings.Contains(text, `"Status":"running"`) {
+		t.Errorf("it is not written: %s", text)
+	}
 }
