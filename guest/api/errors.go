@@ -47,25 +47,7 @@ func statusOf(err error) int {
 	if errors.As(err, &se) {
 		return se.status
 	}
-	switch errdefs.ClassOf(err) {
-	case errdefs.Invalid:
-		return http.StatusBadRequest
-	case errdefs.NotFound:
-		return http.StatusNotFound
-	case errdefs.Conflict:
-		return http.StatusConflict
-	case errdefs.NotModified:
-		return http.StatusNotModified
-	case errdefs.Denied:
-		return http.StatusForbidden
-	case errdefs.Unavailable:
-		return http.StatusServiceUnavailable
-	case errdefs.Unimplemented:
-		return http.StatusNotImplemented
-	case errdefs.Canceled:
-		return 499 // nginx's "client closed request", as dockerd
-	}
-	return http.StatusInternalServerError
+	return errdefs.HTTPStatus(errdefs.ClassOf(err))
 }
 
 // answerError ends a call with err: as its status and sentence if nothing was

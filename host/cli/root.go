@@ -42,7 +42,7 @@ func Main(ctx context.Context, args []string, errOut io.Writer) int {
 }
 
 func run(ctx context.Context, args []string) error {
-	cliversion.Version, cliversion.GitCommit = version.Version, version.Commit
+	cliversion.Version, cliversion.GitCommit, cliversion.BuildTime = version.Version, version.Commit, ""
 	layout, err := useOwnEngine()
 	if err != nil {
 		return err

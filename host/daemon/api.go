@@ -25,30 +25,13 @@ func (d *daemon) routes() http.Handler {
 	return mux
 }
 
-// status maps a class to an HTTP status.
-func status(c errdefs.Class) int {
-	switch c {
-	case errdefs.Invalid:
-		return http.StatusBadRequest
-	case errdefs.NotFound:
-		return http.StatusNotFound
-	case errdefs.Conflict:
-		return http.StatusConflict
-	case errdefs.Unimplemented:
-		return http.StatusNotImplemented
-	case errdefs.Unavailable:
-		return http.StatusServiceUnavailable
-	}
-	return http.StatusInternalServerError
-}
-
 func failure(err error) client.Event {
 	return client.Event{Error: errdefs.Sentence(err), Class: errdefs.ClassOf(err)}
 }
 
 func fail(w http.ResponseWriter, err error) {
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status(errdefs.ClassOf(err)))
+	w.WriteHeader(errdefs.HTTPStatus(errdefs.ClassOf(err)))
 	_ = json.NewEncoder(w).Encode(failure(err)) // a client that is gone wants no answer
 }
 
