@@ -20,7 +20,7 @@ const (
 	// the machine stops: docker's own figure.
 	defaultGrace = 10 * time.Second
 	// stopSlack is how long the guest gets beyond the grace to power off.
-	stopSlack = 30 * time.Second
+	stopSlack = 40 * time.Second
 	// agentTimeout bounds a docker connection's waiting for an agent that is
 	// being restarted.
 	agentTimeout = 60 * time.Second
