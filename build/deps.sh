@@ -7,7 +7,9 @@ declare -A need=(                 # a file that the package brings → the packa
   [mkfs.erofs]=erofs-utils
   [mke2fs]=e2fsprogs
   [debootstrap]=debootstrap
-  [setfattr]=attr
+  [busybox]=busybox-static
+  [nft]=nftables
+  [cpio]=cpio
 )
 missing=()
 [ -f /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)   # the image is made of Debian's packages

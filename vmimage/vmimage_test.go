@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/v1/layout"
+
+	"dhow/internal/testkit"
 )
 
 func TestCPIOIsWhatTheKernelReads(t *testing.T) {
@@ -28,9 +30,8 @@ func TestCPIOIsWhatTheKernelReads(t *testing.T) {
 	if b.Len()%512 != 0 {
 		t.Errorf("%d bytes: a second archive could not follow", b.Len())
 	}
-	if _, err := exec.LookPath("cpio"); err != nil {
-		t.Skip("cpio is missing: sudo apt-get install cpio")
-	}
+	_, err := exec.LookPath("cpio")
+	testkit.Need(t, err, "run `make deps`")
 	dir := t.TempDir()
 	cmd := exec.Command("cpio", "-idm", "--quiet", "--no-absolute-filenames")
 	cmd.Dir, cmd.Stdin = dir, &b

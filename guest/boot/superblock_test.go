@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"dhow/internal/testkit"
 )
 
 // mke2fs makes an ext4 image of that size and returns its first MiB.
@@ -18,7 +20,7 @@ func mke2fs(t *testing.T, size int64, args ...string) (name string, head []byte)
 	bin, err := exec.LookPath("mke2fs")
 	if err != nil {
 		if bin = "/sbin/mke2fs"; !exists(bin) {
-			t.Skip("mke2fs is missing: apt-get install e2fsprogs")
+			testkit.Need(t, err, "run `make deps`")
 		}
 	}
 	name = filepath.Join(t.TempDir(), "disk")
@@ -119,8 +121,9 @@ func hostTool(t *testing.T) tool {
 // A format that is cut off after any of its writes leaves a disk that is
 // formatted again, or the finished one.
 func TestFormatIsAllOrNothing(t *testing.T) {
-	if !exists("/sbin/mke2fs") || !exists("/sbin/e2fsck") {
-		t.Skip("mke2fs is missing: apt-get install e2fsprogs")
+	for _, tool := range []string{"/sbin/mke2fs", "/sbin/e2fsck"} {
+		_, err := os.Stat(tool)
+		testkit.Need(t, err, "run `make deps`")
 	}
 	const size = 256 << 20
 	dir := t.TempDir()

@@ -25,6 +25,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"dhow/internal/testkit"
 )
 
 func TestContainersReachEachOtherAndTheOutside(t *testing.T) {
@@ -98,12 +100,7 @@ func TestContainersReachEachOtherAndTheOutside(t *testing.T) {
 func TestKernelHoldsTheFirewallAsPlanned(t *testing.T) {
 	inOwnNamespace(t)
 	nft, err := exec.LookPath("nft")
-	if err != nil {
-		if os.Getenv("CI_REQUIRE_KERNEL") == "1" {
-			t.Fatal("nft is missing: apt-get install nftables")
-		}
-		t.Skip("nft is missing: apt-get install nftables")
-	}
+	testkit.Need(t, err, "run `make deps`")
 	m := open(t, network.Options{})
 	attach(t, m, newBox(t, "aaaa").attach("bridge"))
 	gw := netip.MustParsePrefix("172.17.0.1/16")

@@ -41,6 +41,16 @@ func VM(t testing.TB) VMFiles {
 	return f
 }
 
+// Need marks a test of any level that wants a program or file of the system: it
+// is skipped with the remedy where err says that it is not there, or fails if
+// CI asks for all tests.
+func Need(t testing.TB, err error, remedy string) {
+	t.Helper()
+	if err != nil {
+		missing(t, "CI_REQUIRE_KERNEL", err.Error()+": "+remedy)
+	}
+}
+
 func missing(t testing.TB, require, remedy string) {
 	t.Helper()
 	// `go test ./...` of the unit level runs in CI too, and there skips them.

@@ -118,9 +118,8 @@ func TestVMConforms(t *testing.T) {
 
 func TestVMConformsARM64(t *testing.T) {
 	image := testkit.VM(t).ImageARM64
-	if _, err := exec.LookPath("qemu-system-aarch64"); err != nil {
-		t.Skip("this test needs QEMU for arm64: run `apt-get install qemu-system-arm`")
-	}
+	_, err := exec.LookPath("qemu-system-aarch64")
+	testkit.Need(t, err, "run `make deps`")
 	vmtest.Run(t, func(t *testing.T, dir string) vm.Machine {
 		return qemu.New(config(t, image, "arm64", dir), qemu.Options{Arch: "arm64"})
 	})
